@@ -1,0 +1,41 @@
+# `make demo` and `make test` each do all the set-up from nothing on Debian 12; the second time they are quick.
+
+VENV    := .venv
+PY      := $(VENV)/bin/python
+SEMAIR  := $(VENV)/bin/semair
+APT     := gnuradio python3-venv xvfb
+STAMP   := $(VENV)/.installed
+
+.PHONY: demo test lint setup clean
+
+demo: setup
+	$(SEMAIR) run random-access --scenario lab --frames 200 --folder runs/demo --overwrite
+	$(SEMAIR) replay runs/demo
+	$(SEMAIR) report runs/demo
+
+test: setup lint
+	$(PY) -m pytest
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+setup: $(STAMP)
+
+# Debian packages are installed only where one is missing; without root this says what to type.
+$(STAMP): pyproject.toml constraints.txt Makefile
+	@missing=""; for p in $(APT); do dpkg -s $$p >/dev/null 2>&1 || missing="$$missing $$p"; done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then \
+	    apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+	  elif command -v sudo >/dev/null; then \
+	    sudo apt-get update -q && sudo DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $$missing; \
+	  else echo "Install these Debian packages as root, then call make again:$$missing"; exit 1; fi; \
+	fi
+	test -x $(PY) || /usr/bin/python3 -m venv --system-site-packages $(VENV)
+	$(PY) -m pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

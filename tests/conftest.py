@@ -1,0 +1,23 @@
+"""Fixtures shared by all rooms."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20260101)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """Folder of real recordings; tests that need it are skipped, with the reason, where it is absent."""
+    folder = Path(os.environ.get("SEMAIR_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real recordings not found in {folder}; set SEMAIR_DATA to their folder")
+    return folder
