@@ -1,0 +1,1 @@
+"""Recordings: write, read, verify, recover, collect. See README.md in this folder."""

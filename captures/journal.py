@@ -1,0 +1,323 @@
+"""The append-only journal beside a recording that is being written, and the metadata that follow from it.
+
+The writer appends lines and applies each to a `Ledger`; recovery reads the lines and applies them to
+another. Both build the metadata with the same function, so a recovered recording is described as a finished
+one would have been.
+
+Lines are JSON objects with a `type`:
+
+* ``header``: everything known at the start.
+* ``segment``: from `sample_start` on samples follow that are not adjacent to those before; with what was
+  lost.
+* ``annotation``: as given.
+* ``chunk``: `bytes` at `offset` of the data file are on disk and have this `sha256`; `clipped` samples per
+  channel.
+* ``end``: all data are on disk; only metadata and renaming were left to do.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sigmf import keys
+
+from ..errors import RecordingError
+from .meta import DATA_SUFFIX, EXTENSION, META_SUFFIX, RECORDER, SPECIFICATION, component_dtype, prefixed
+
+FORMAT = 1
+_LINE_FIELDS: dict[str, dict[str, Any]] = {
+    "header": {
+        "format": int,
+        "recording_id": str,
+        "name": str,
+        "n_channels": int,
+        "datatype": str,
+        "sample_rate_hz": float,
+        "frequency_hz": float | None,
+        "description": str,
+        "global_fields": dict,
+        "capture_fields": dict,
+    },
+    "segment": {
+        "sample_start": int,
+        "global_index": int,
+        "device_time": dict | None,
+        "lost_samples": int,
+        "cause": str,
+    },
+    "annotation": {"sample_start": int, "sample_count": int, "label": str, "comment": str, "fields": dict},
+    "chunk": {"offset": int, "bytes": int, "sha256": str, "clipped": list},
+    "end": {"n_samples": int, "sha512": str, "complete": bool, "fields": dict},
+}
+
+
+@dataclass(frozen=True)
+class RecordingPaths:
+    """Files of one recording, while it is written and after."""
+
+    folder: Path
+    name: str
+
+    @property
+    def meta(self) -> Path:
+        return self.folder / f"{self.name}{META_SUFFIX}"
+
+    @property
+    def data(self) -> Path:
+        return self.folder / f"{self.name}{DATA_SUFFIX}"
+
+    @property
+    def partial_data(self) -> Path:
+        return self.folder / f".{self.name}{DATA_SUFFIX}.partial"
+
+    @property
+    def partial_meta(self) -> Path:
+        return self.folder / f".{self.name}{META_SUFFIX}.partial"
+
+    @property
+    def reserve(self) -> Path:
+        return self.folder / f".{self.name}.reserve.partial"
+
+    @property
+    def journal(self) -> Path:
+        return self.folder / f".{self.name}.journal.jsonl"
+
+
+def leftovers(folder: Path) -> list[RecordingPaths]:
+    """Recordings in a folder that have a journal or a partial data file, finished ones excluded; sorted
+    by name."""
+    names = {path.name[1 : -len(".journal.jsonl")] for path in folder.glob(".*.journal.jsonl")}
+    ending = f"{DATA_SUFFIX}.partial"
+    names |= {path.name[1 : -len(ending)] for path in folder.glob(f".*{ending}")}
+    return [RecordingPaths(folder, name) for name in sorted(names)]
+
+
+def encode(line: dict[str, Any]) -> bytes:
+    """One line of the journal."""
+    return (json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n").encode()
+
+
+@dataclass
+class Ledger:
+    """What a journal says about a recording."""
+
+    header: dict[str, Any]
+    segments: list[dict[str, Any]] = field(default_factory=list)
+    gaps: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+    chunks: list[dict[str, Any]] = field(default_factory=list)
+    end: dict[str, Any] | None = None
+    damaged: bool = False
+    """Lines may be missing before the end of the journal, so that gaps after the last chunk may be
+    unknown."""
+
+    def apply(self, line: dict[str, Any]) -> None:
+        """Take in one line.
+
+        Raises:
+            ValueError: the line is malformed or does not follow from those before it.
+        """
+        kinds = _LINE_FIELDS.get(line.get("type", ""), {})
+        if not all(isinstance(line.get(key), kind) for key, kind in kinds.items()):
+            raise ValueError(f"malformed line {line!r}")
+        match line.get("type"):
+            case "segment":
+                if self.segments and line["sample_start"] < self.segments[-1]["sample_start"]:
+                    raise ValueError("segments run backwards")
+                if self.segments and line["sample_start"] == self.segments[-1]["sample_start"]:
+                    self.segments[-1] = line  # nothing was stored between two gaps
+                else:
+                    self.segments.append(line)
+                if line["lost_samples"]:
+                    self.gaps.append(line)
+            case "annotation":
+                self.annotations.append(line)
+            case "chunk":
+                if (
+                    line["offset"] != self.chunk_bytes
+                    or line["bytes"] <= 0
+                    or line["bytes"] % self.frame_bytes
+                ):
+                    raise ValueError("chunks are not adjacent")
+                if len(line["clipped"]) != self.header["n_channels"]:
+                    raise ValueError("counts of clipped samples do not fit the channels")
+                self.chunks.append(line)
+            case "end":
+                self.end = line
+            case other:
+                raise ValueError(f"unknown line type {other!r}")
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of the data file that the chunks cover."""
+        return self.chunks[-1]["offset"] + self.chunks[-1]["bytes"] if self.chunks else 0
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one sample of all channels."""
+        return frame_bytes(self.header["datatype"], self.header["n_channels"])
+
+
+def frame_bytes(datatype: str, n_channels: int) -> int:
+    """Bytes of one complex sample of all channels.
+
+    Raises:
+        ValueError: the datatype is not complex, or there is no channel.
+    """
+    if n_channels < 1:
+        raise ValueError(f"{n_channels} channels; there must be at least 1")
+    return 2 * component_dtype(datatype).itemsize * n_channels
+
+
+def read_ledger(path: Path) -> Ledger:
+    """Ledger from a journal file, as far as the file is intact.
+
+    A last line without its end is what a crash leaves and no damage: data that follow from a line are
+    written only after the line.
+
+    Raises:
+        RecordingError: not even the header is intact, or it comes from another version.
+    """
+    with path.open("rb") as file:
+        header = _decode(file.readline())
+        kinds = _LINE_FIELDS["header"]
+        if header is None or not all(isinstance(header.get(key), kind) for key, kind in kinds.items()):
+            raise RecordingError(
+                f"{path} has no intact header; nothing else describes the samples beside it, keep both"
+            )
+        if header["format"] != FORMAT:
+            raise RecordingError(
+                f"{path} has format {header['format']}, this version reads {FORMAT}; use the version"
+                " that wrote it"
+            )
+        try:
+            frame_bytes(header["datatype"], header["n_channels"])
+        except ValueError as err:
+            raise RecordingError(
+                f"{path} has a damaged header: {err}; keep it and the data beside it"
+            ) from err
+        ledger = Ledger(header)
+        for raw in file:
+            if not raw.endswith(b"\n"):
+                break
+            line = _decode(raw)
+            try:
+                ledger.apply(line or {})
+            except ValueError:
+                ledger.damaged = True
+                break
+    return ledger
+
+
+def _decode(raw: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+    return line if isinstance(line, dict) else None
+
+
+def build_meta(
+    ledger: Ledger, n_samples: int, sha512: str, *, complete: bool, fields: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """SigMF metadata of the first `n_samples` samples of a recording.
+
+    Args:
+        ledger: what the journal says.
+        n_samples: samples per channel in the data file.
+        sha512: of the data file.
+        complete: whether these are all samples that were meant to be recorded.
+        fields: further semair fields of the global object, without prefix.
+
+    Returns:
+        Content of the meta file. What lies beyond the last sample is left out; annotations that reach beyond
+        it are shortened and marked.
+    """
+    header, frame = ledger.header, ledger.frame_bytes
+    gaps = [gap for gap in ledger.gaps if gap["sample_start"] <= n_samples]
+    segments = [s for s in ledger.segments if s["sample_start"] < n_samples or s["sample_start"] == 0]
+    counts_clipping = header["datatype"] == "ci16_le"
+    own = {
+        **header["global_fields"],
+        "recording_id": header["recording_id"],
+        "n_samples": n_samples,
+        "lost_samples": sum(gap["lost_samples"] for gap in gaps),
+        "dropped_samples": sum(gap["lost_samples"] for gap in gaps if gap["cause"] == "writer"),
+        "complete": complete,
+        "recovered": False,
+    }
+    if counts_clipping:
+        own["clipped_samples"] = _clipped(ledger, 0, n_samples * frame)
+    own.update(fields or {})
+    head: dict[str, Any] = {
+        keys.DATATYPE_KEY: header["datatype"],
+        keys.VERSION_KEY: SPECIFICATION,
+        keys.NUM_CHANNELS_KEY: header["n_channels"],
+        keys.SAMPLE_RATE_KEY: header["sample_rate_hz"],
+        keys.SHA512_KEY: sha512,
+        keys.RECORDER_KEY: RECORDER,
+        keys.EXTENSIONS_KEY: [EXTENSION],
+    }
+    if header["description"]:
+        head[keys.DESCRIPTION_KEY] = header["description"]
+    ends = [segment["sample_start"] for segment in segments[1:]] + [n_samples]
+    captures = []
+    for segment, end in zip(segments, ends, strict=True):
+        capture: dict[str, Any] = {keys.SAMPLE_START_KEY: segment["sample_start"]}
+        capture[keys.GLOBAL_INDEX_KEY] = segment["global_index"]
+        if header["frequency_hz"] is not None:
+            capture[keys.FREQUENCY_KEY] = header["frequency_hz"]
+        # Nothing carries over from one segment to the next in SigMF, so each repeats all fields.
+        own_capture = dict(header["capture_fields"])
+        if segment["device_time"] is not None:
+            own_capture["device_time"] = segment["device_time"]
+        length = end - segment["sample_start"]
+        if counts_clipping and length:
+            clipped = _clipped(ledger, segment["sample_start"] * frame, end * frame)
+            own_capture["clipped_fraction"] = [count / length for count in clipped]
+        captures.append({**capture, **prefixed(own_capture)})
+    annotations = [gap_annotation(gap) for gap in gaps]
+    for line in ledger.annotations:
+        annotation = _annotation(line, n_samples)
+        if annotation is not None:
+            annotations.append(annotation)
+    annotations.sort(key=lambda item: item[keys.SAMPLE_START_KEY])
+    return {"global": {**head, **prefixed(own)}, "captures": captures, "annotations": annotations}
+
+
+def gap_annotation(gap: dict[str, Any]) -> dict[str, Any]:
+    """Annotation of no length between the last sample before a gap and the first after it."""
+    who = "dropped, the disk could not keep up" if gap["cause"] == "writer" else "lost by the radio"
+    return {
+        keys.SAMPLE_START_KEY: gap["sample_start"],
+        keys.SAMPLE_COUNT_KEY: 0,
+        keys.LABEL_KEY: "gap",
+        keys.COMMENT_KEY: f"{gap['lost_samples']} samples before this one were {who}",
+        **prefixed({"kind": "gap", "lost_samples": gap["lost_samples"], "cause": gap["cause"]}),
+    }
+
+
+def _annotation(line: dict[str, Any], n_samples: int) -> dict[str, Any] | None:
+    start, count = line["sample_start"], line["sample_count"]
+    if start + min(count, 1) > n_samples:
+        return None
+    fields = dict(line["fields"])
+    if start + count > n_samples:
+        count, fields["cut"] = n_samples - start, True
+    annotation = {keys.SAMPLE_START_KEY: start, keys.SAMPLE_COUNT_KEY: count, keys.LABEL_KEY: line["label"]}
+    if line["comment"]:
+        annotation[keys.COMMENT_KEY] = line["comment"]
+    return {**annotation, **prefixed(fields)}
+
+
+def _clipped(ledger: Ledger, start_byte: int, end_byte: int) -> list[int]:
+    """Clipped samples per channel in the chunks that begin in a stretch; chunks never cross a segment's
+    start."""
+    total = [0] * ledger.header["n_channels"]
+    for chunk in ledger.chunks:
+        if start_byte <= chunk["offset"] < end_byte:
+            total = [have + more for have, more in zip(total, chunk["clipped"], strict=True)]
+    return total

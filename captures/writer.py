@@ -1,0 +1,792 @@
+"""Writing recordings that survive: a journal while recording, atomic names at the end."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import math
+import os
+import threading
+import uuid
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from ..errors import RecordingError, SemairError, StorageError
+from . import storage
+from .devicetime import DeviceTime
+from .journal import FORMAT, Ledger, RecordingPaths, build_meta, encode, frame_bytes
+from .meta import LABEL_LIMIT, check_name, dumps, meta_problems, require_fields
+
+__all__ = ["DeviceTime", "RecordingWriter"]
+
+DATATYPES = ("ci16_le", "cf32_le")
+CI16_FULL_SCALE = 32768
+CHUNK_LIMIT_BYTES = 8 << 20
+CHUNK_S = 1.0
+BLOCK_BYTES = 256 << 10
+"""Size of the pieces in which samples are converted: small enough to stay in the processor's cache."""
+BATCH_BYTES = 2 << 20
+"""Largest stretch that the worker writes and hashes at a time."""
+RESERVE_BYTES = 1 << 20
+"""Room held back on the disk so that metadata can be written when the data have filled it."""
+IDLE_FLUSH_S = 1.0
+
+
+class RecordingWriter:
+    """Writes one coherent device's samples as a SigMF recording, safe against crashes and full disks.
+
+    Samples are converted in the calling thread and written, hashed and journalled in a worker behind a
+    bounded queue. Until `close` the recording goes by hidden names (``.NAME.sigmf-data.partial``,
+    ``.NAME.journal.jsonl``); a final name means that it is whole. After a crash,
+    `semair.captures.recover.recover` makes a recording of them.
+
+    Methods may be called from several threads; their order in the file is the order of the calls.
+
+    Args:
+        folder: where to write; created if missing.
+        name: base name of the recording.
+        n_channels: channels, stored interleaved sample by sample. Channels on different clocks need a
+            recording each.
+        datatype: ``ci16_le`` (value = sample x 32768) or ``cf32_le``, the SigMF datatype of the file.
+        sample_rate_hz: the rate the device really has, not the one asked for.
+        frequency_hz: the centre frequency the device really has; None if it has none.
+        description: free text.
+        global_fields: fields of the semair namespace for the whole recording, without prefix.
+        capture_fields: the same for every capture segment; per-channel fields have one entry per channel.
+        device_time: device time of the first sample, if the device has a clock.
+        overwrite: replace an existing recording, finished or interrupted, of the same name.
+        on_full: what `write` does while the queue is full: ``block`` waits, ``drop`` leaves the samples out,
+            counts them and marks the place as a gap.
+        queue_bytes: bound of the queue.
+        chunk_bytes: stretch that is made durable and journalled at a time; about one second, at most 8 MB,
+            if None.
+        min_free_bytes: recording ends, properly closed, before less than this is free on the disk.
+
+    Raises:
+        RecordingError: an argument cannot be stored, or the recording exists.
+        StorageError: the folder cannot be written or has too little room.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        name: str,
+        *,
+        n_channels: int,
+        datatype: Literal["ci16_le", "cf32_le"],
+        sample_rate_hz: float,
+        frequency_hz: float | None = None,
+        description: str = "",
+        global_fields: Mapping[str, Any] | None = None,
+        capture_fields: Mapping[str, Any] | None = None,
+        device_time: DeviceTime | None = None,
+        overwrite: bool = False,
+        on_full: Literal["block", "drop"] = "block",
+        queue_bytes: int = 64 << 20,
+        chunk_bytes: int | None = None,
+        min_free_bytes: int = 200_000_000,
+    ) -> None:
+        check_name(name)
+        if isinstance(n_channels, bool) or not isinstance(n_channels, int) or n_channels < 1:
+            raise RecordingError(f"n_channels is {n_channels!r}; it must be an integer of at least 1")
+        if datatype not in DATATYPES:
+            raise RecordingError(
+                f"datatype is {datatype!r}; recordings are written as {' or '.join(DATATYPES)}"
+            )
+        if not (math.isfinite(sample_rate_hz) and sample_rate_hz > 0):
+            raise RecordingError(f"sample_rate_hz is {sample_rate_hz}; it must be positive and finite")
+        if frequency_hz is not None and not math.isfinite(frequency_hz):
+            raise RecordingError(
+                f"frequency_hz is {frequency_hz}; it must be finite, or None if there is none"
+            )
+        if on_full not in ("block", "drop"):
+            raise ValueError(f"on_full is {on_full!r}; it must be 'block' or 'drop'")
+        for argument, value in (("queue_bytes", queue_bytes), ("chunk_bytes", chunk_bytes)):
+            if value is not None and value < 1:
+                raise ValueError(f"{argument} is {value}; it must be at least 1")
+
+        self._paths = RecordingPaths(Path(folder), name)
+        self._n_channels = n_channels
+        self._datatype = datatype
+        self._rate_hz = float(sample_rate_hz)
+        self._overwrite = overwrite
+        self._on_full = on_full
+        self._frame_bytes = frame_bytes(datatype, n_channels)
+        default_chunk = min(CHUNK_LIMIT_BYTES, int(CHUNK_S * self._rate_hz) * self._frame_bytes)
+        self._chunk_bytes = max(chunk_bytes or default_chunk, self._frame_bytes)
+        self._min_free_bytes = min_free_bytes
+
+        header = {
+            "type": "header",
+            "format": FORMAT,
+            "recording_id": uuid.uuid4().hex,
+            "name": name,
+            "n_channels": n_channels,
+            "datatype": datatype,
+            "sample_rate_hz": self._rate_hz,
+            "frequency_hz": None if frequency_hz is None else float(frequency_hz),
+            "description": str(description),
+            "global_fields": require_fields("global", global_fields, n_channels),
+            "capture_fields": require_fields("capture", capture_fields, n_channels),
+        }
+        first = _segment_line(0, 0, device_time, lost_samples=0, cause="radio")
+        # Whatever the metadata will be checked for at the end is checked before the first sample is taken.
+        trial = Ledger(header, segments=[first])
+        _require_valid(build_meta(trial, 1, "0" * 128, complete=True), name)
+
+        self._lock = threading.RLock()
+        self._n_samples = 0
+        self._lost_samples = 0
+        self._dropped_samples = 0
+        self._pending_drop = 0
+        self._clipped = np.zeros(n_channels, dtype=np.int64)
+        self._reference = None if device_time is None else (0, device_time)
+        self._closed = False
+        self._reported = False
+
+        self._files = _PartialFiles(self._paths, overwrite=overwrite)
+        try:
+            self._check_room()
+            self._files.create(encode(header) + encode(first))
+        except BaseException:
+            self._files.discard()
+            raise
+        self._sink = _Sink(
+            self._files,
+            Ledger(header, segments=[first]),
+            chunk_bytes=self._chunk_bytes,
+            check_room=self._check_room,
+        )
+        self._queue = _ByteQueue(queue_bytes)
+        self._failure: SemairError | None = None
+        self._crash: BaseException | None = None
+        self._worker = threading.Thread(target=self._run, name=f"recording {name}", daemon=True)
+        self._worker.start()
+
+    @property
+    def path(self) -> Path:
+        """Meta file that `close` leaves; open the recording with it."""
+        return self._paths.meta
+
+    @property
+    def n_samples(self) -> int:
+        """Samples per channel taken so far: the index in the file that the next one gets."""
+        return self._n_samples
+
+    @property
+    def lost_samples(self) -> int:
+        """Samples per channel missing at gaps so far, dropped ones included."""
+        return self._lost_samples
+
+    @property
+    def dropped_samples(self) -> int:
+        """Samples per channel left out so far because the queue was full."""
+        return self._dropped_samples
+
+    @property
+    def clipped_samples(self) -> np.ndarray:
+        """Samples limited to full scale so far: int64, (channels,)."""
+        return self._clipped.copy()
+
+    def write(self, samples: np.ndarray) -> int | None:
+        """Append samples. They are copied; the array may be reused at once.
+
+        Args:
+            samples: complex64, (channels, samples), full scale +-1. For ``ci16_le`` values are rounded to
+                steps of 1/32768 and limited to -32768 .. 32767; limited samples are counted.
+
+        Returns:
+            Index in the file of the first of them; None if they were dropped.
+
+        Raises:
+            ValueError: wrong shape or dtype.
+            RecordingError: a value is NaN or infinite (nothing of this array is taken), or the recording is
+                closed.
+            StorageError: writing failed; what was kept is named.
+        """
+        samples = np.asarray(samples)
+        if samples.dtype != np.complex64 or samples.ndim != 2 or samples.shape[0] != self._n_channels:
+            raise ValueError(
+                f"samples are {samples.dtype} {samples.shape}; they must be complex64"
+                f" (channels={self._n_channels}, samples)"
+            )
+        count = samples.shape[1]
+        with self._lock:
+            self._require_open()
+            self._require_finite(samples)
+            start = self._n_samples
+            if count == 0:
+                return start
+            if self._on_full == "drop" and not self._queue.has_room(count * self._frame_bytes):
+                self._pending_drop += count
+                self._dropped_samples += count
+                self._lost_samples += count
+                return None
+            self._flush_drop()
+            step = max(1, BLOCK_BYTES // self._frame_bytes)
+            for first in range(0, count, step):
+                frames, clipped = _frames(samples[:, first : first + step], self._datatype)
+                self._put((frames, clipped), len(frames))
+                self._clipped += clipped
+                self._n_samples += min(step, count - first)
+            return start
+
+    def gap(self, lost_samples: int, device_time: DeviceTime | None = None) -> None:
+        """Say that samples are missing before the next one. Nothing is filled in; a new capture segment
+        begins.
+
+        Args:
+            lost_samples: samples per channel that are missing, at least 1.
+            device_time: device time of the next sample; reckoned from the last known one if None.
+
+        Raises:
+            RecordingError: `lost_samples` is not positive: duplicates or a clock that stepped back are no
+                gap.
+            StorageError: writing failed; what was kept is named.
+        """
+        if lost_samples < 1:
+            raise RecordingError(
+                f"lost_samples is {lost_samples}; it must be at least 1. Less means duplicates or a"
+                " clock that stepped"
+                " back: end this recording and start another"
+            )
+        with self._lock:
+            self._require_open()
+            self._flush_drop()
+            self._lost_samples += int(lost_samples)
+            self._start_segment(int(lost_samples), device_time, "radio")
+
+    def annotate(
+        self, sample_start: int, sample_count: int, label: str, comment: str = "", **fields: Any
+    ) -> None:
+        """Mark a stretch of samples that have been written.
+
+        Args:
+            sample_start: index in the file.
+            sample_count: samples, 0 for an instant.
+            label: at most 20 characters.
+            comment: free text.
+            fields: semair fields of the annotation, e.g. ``kind="frame", frame_seq=7``.
+
+        Raises:
+            RecordingError: the stretch is not all written yet, the label is too long, or a field is not
+                allowed.
+            StorageError: writing failed; what was kept is named.
+        """
+        if len(label) > LABEL_LIMIT:
+            raise RecordingError(
+                f"label {label!r} has {len(label)} characters; SigMF allows {LABEL_LIMIT}, use comment"
+            )
+        line = {
+            "type": "annotation",
+            "sample_start": int(sample_start),
+            "sample_count": int(sample_count),
+            "label": str(label),
+            "comment": str(comment),
+            "fields": require_fields("annotation", fields),
+        }
+        with self._lock:
+            self._require_open()
+            if sample_start < 0 or sample_count < 0 or sample_start + sample_count > self._n_samples:
+                raise RecordingError(
+                    f"annotation {label!r} covers samples {sample_start} to {sample_start + sample_count};"
+                    f" {self._n_samples} have been written: annotate after writing"
+                )
+            self._put(line, 1024)
+
+    def close(self) -> None:
+        """Finish: everything on disk, checksum, metadata, final names. A second call does nothing.
+
+        Raises:
+            StorageError: writing failed; what was kept is named.
+            RecordingError: no sample was written, so that there is no recording.
+        """
+        self._close(complete=True, reason=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+            return
+        try:
+            self._close(complete=False, reason=f"{type(error).__name__}: {error}")
+        except SemairError as err:
+            error.add_note(f"Closing the recording {self._paths.name}: {err}")
+
+    def _close(self, *, complete: bool, reason: str | None) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                if self._failure is None and self._crash is None:
+                    self._flush_drop()
+                self._queue.put(_End(complete, reason), 0)
+                self._worker.join()
+            if not self._reported:
+                self._raise_failure()
+
+    def _require_open(self) -> None:
+        self._raise_failure()
+        if self._closed:
+            raise RecordingError(f"recording {self._paths.name} is closed; open a new writer to record more")
+
+    def _raise_failure(self) -> None:
+        failure = self._failure or self._crash
+        if failure is not None:
+            self._reported = True
+            raise failure
+
+    def _put(self, item: Any, size: int) -> None:
+        if not self._queue.put(item, size):
+            self._worker.join()
+            self._raise_failure()
+
+    def _require_finite(self, samples: np.ndarray) -> None:
+        # Checked as real numbers, several times faster than as complex ones.
+        parts = np.ascontiguousarray(samples).view(np.float32)
+        if np.isfinite(parts).all():
+            return
+        sample, channel = np.argwhere(~np.isfinite(samples).T)[0]
+        value = samples[channel, sample]
+        raise RecordingError(
+            f"channel {channel}, sample {sample} of this write ({self._n_samples + sample} of the"
+            f" recording) is {value};"
+            " only finite samples can be recorded. What was written before is kept: mend the source,"
+            " then go on"
+        )
+
+    def _flush_drop(self) -> None:
+        if self._pending_drop:
+            lost, self._pending_drop = self._pending_drop, 0
+            self._start_segment(lost, None, "writer")
+
+    def _start_segment(self, lost: int, device_time: DeviceTime | None, cause: str) -> None:
+        global_index = self._n_samples + self._lost_samples
+        if device_time is None and self._reference is not None:
+            index, instant = self._reference
+            device_time = instant.plus(global_index - index, self._rate_hz)
+        if device_time is not None:
+            self._reference = (global_index, device_time)
+        self._put(
+            _segment_line(self._n_samples, global_index, device_time, lost_samples=lost, cause=cause), 1024
+        )
+
+    def _check_room(self) -> None:
+        folder = self._paths.folder
+        free = storage.free_bytes(folder)
+        if free < self._min_free_bytes + self._chunk_bytes:
+            raise _NoRoomError(
+                f"{free} bytes are free in {folder}, {self._min_free_bytes} must stay free (min_free_bytes);"
+                " free space or choose another folder"
+            )
+
+    def _run(self) -> None:
+        try:
+            while True:
+                match self._queue.take(IDLE_FLUSH_S):
+                    case []:
+                        self._sink.flush_chunk()
+                    case [dict() as line]:
+                        self._sink.line(line)
+                    case [_End() as end]:
+                        self._sink.finish(complete=end.complete, reason=end.reason)
+                        return
+                    case samples:
+                        frames = b"".join(frames for frames, _ in samples)
+                        self._sink.data(memoryview(frames), sum(clipped for _, clipped in samples))
+        except OSError as err:
+            self._failure = self._sink.salvage(err)
+        except SemairError as err:
+            self._failure = err
+        except BaseException as err:
+            # A defect: the samples stay in the partial file and the caller gets the error unchanged.
+            self._crash = err
+        finally:
+            self._queue.shut()
+            self._sink.release()
+
+
+class _End:
+    """Last item of the queue."""
+
+    def __init__(self, complete: bool, reason: str | None) -> None:
+        self.complete = complete
+        self.reason = reason
+
+
+class _NoRoomError(StorageError):
+    """The disk would be filled beyond what the user wants to keep free."""
+
+
+class _ByteQueue:
+    """Queue between one caller and one worker, bounded in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._items: deque[tuple[Any, int]] = deque()
+        self._bytes = 0
+        self._shut = False
+        self._changed = threading.Condition()
+
+    def _fits(self, size: int) -> bool:
+        # An item larger than the queue passes when it is alone.
+        return not self._items or self._bytes + size <= self._limit
+
+    def has_room(self, size: int) -> bool:
+        with self._changed:
+            return self._shut or self._fits(size)
+
+    def put(self, item: Any, size: int) -> bool:
+        """Wait for room and append; False if the worker has ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._shut or self._fits(size))
+            if self._shut:
+                return False
+            self._items.append((item, size))
+            self._bytes += size
+            self._changed.notify_all()
+            return True
+
+    def take(self, timeout_s: float) -> list[Any]:
+        """Items at the head of the queue, at least one unless there was none for a while.
+
+        More than one only of samples, and together at most `BATCH_BYTES`: the fewer steps, the less often the worker
+        and the caller wait for each other's hold of the interpreter.
+        """
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._items, timeout_s):
+                return []
+            batch, total = [], 0
+            while self._items:
+                item, size = self._items[0]
+                if batch and not (isinstance(item, tuple) and isinstance(batch[0], tuple)):
+                    break
+                if batch and total + size > BATCH_BYTES:
+                    break
+                self._items.popleft()
+                batch.append(item)
+                total += size
+            self._bytes -= total
+            self._changed.notify_all()
+            return batch
+
+    def shut(self) -> None:
+        with self._changed:
+            self._shut = True
+            self._items.clear()
+            self._changed.notify_all()
+
+
+class _PartialFiles:
+    """The hidden files of a recording in the making; a lock on the journal tells others that it is alive."""
+
+    def __init__(self, paths: RecordingPaths, *, overwrite: bool) -> None:
+        self.paths = paths
+        self.overwrite = overwrite
+        self.data_fd = -1
+        self.journal_fd = -1
+        self._created: list[Path] = []
+        storage.make_folder(paths.folder)
+        if (finished := self._finished()) is not None:
+            raise RecordingError(
+                f"{finished} exists; choose another name or pass overwrite=True to replace it"
+            )
+        interrupted = [path for path in (paths.partial_data, paths.journal) if path.exists()]
+        if interrupted and not overwrite:
+            raise RecordingError(
+                f"{interrupted[0]} is left from an interrupted recording, or one is being made; run"
+                " recover on"
+                f" {paths.folder}, choose another name, or pass overwrite=True to lose it"
+            )
+        if paths.journal.exists() and is_locked(paths.journal):
+            raise RecordingError(
+                f"recording {paths.name} in {paths.folder} is being written; choose another name"
+            )
+
+    def _finished(self) -> Path | None:
+        """File of a finished recording that must not be replaced."""
+        existing = [path for path in (self.paths.meta, self.paths.data) if path.exists()]
+        return existing[0] if existing and not self.overwrite else None
+
+    def create(self, first_lines: bytes) -> None:
+        paths = self.paths
+        try:
+            if self.overwrite:
+                paths.journal.unlink(missing_ok=True)
+                paths.partial_data.unlink(missing_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            self.journal_fd = os.open(paths.journal, flags | os.O_APPEND, 0o644)
+            self._created.append(paths.journal)
+            fcntl.flock(self.journal_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.data_fd = os.open(paths.partial_data, flags, 0o644)
+            self._created.append(paths.partial_data)
+            self._created.append(paths.reserve)
+            storage.write_file(paths.reserve, bytes(RESERVE_BYTES))
+            storage.write_all(self.journal_fd, first_lines)
+            os.fsync(self.journal_fd)
+            storage.fsync_folder(paths.folder)
+        except FileExistsError as err:
+            raise RecordingError(
+                f"recording {paths.name} in {paths.folder} is being written by another process; choose"
+                " another name"
+            ) from err
+        except OSError as err:
+            raise StorageError(
+                f"recording {paths.name} cannot be begun in {paths.folder}: {err.strerror or err};"
+                " free space or choose another folder"
+            ) from err
+
+    def publish(self, meta: bytes) -> None:
+        """Metadata to disk, then the final names. A meta file never stands beside data it does not
+        describe."""
+        paths = self.paths
+        paths.reserve.unlink(missing_ok=True)
+        storage.write_file(paths.partial_meta, meta)
+        if (finished := self._finished()) is not None:
+            raise RecordingError(
+                f"{finished} has appeared while recording; the samples are in {paths.partial_data}:"
+                f" run recover on {paths.folder}"
+            )
+        if self.overwrite:
+            paths.meta.unlink(missing_ok=True)
+        os.replace(paths.partial_data, paths.data)
+        os.replace(paths.partial_meta, paths.meta)
+        storage.fsync_folder(paths.folder)
+        paths.journal.unlink()
+
+    def discard(self) -> None:
+        """Remove the hidden files this object created."""
+        self.release()
+        for path in self._created:
+            path.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        for fd in (self.data_fd, self.journal_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.data_fd = self.journal_fd = -1
+
+
+class _Sink:
+    """The worker's side: appends to the files, hashes, keeps the ledger."""
+
+    def __init__(self, files: _PartialFiles, ledger: Ledger, *, chunk_bytes: int, check_room: Any) -> None:
+        self._files = files
+        self._ledger = ledger
+        self._chunk_limit = chunk_bytes
+        self._check_room = check_room
+        self._sha512 = hashlib.sha512()
+        # The hash of the whole file is the slowest step; it runs beside writing and waiting for the disk.
+        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording hash")
+        self._hashing: Future[None] | None = None
+        self._bytes = 0
+        self._begin_chunk()
+
+    def _begin_chunk(self) -> None:
+        self._chunk_sha = hashlib.sha256()
+        self._chunk_bytes = 0
+        self._chunk_clipped = np.zeros(self._ledger.header["n_channels"], dtype=np.int64)
+
+    def data(self, frames: memoryview, clipped: np.ndarray) -> None:
+        """Append whole frames; a chunk that is full is made durable."""
+        if self._chunk_bytes == 0:
+            self._check_room()
+        view = frames
+        try:
+            while view:
+                view = view[os.write(self._files.data_fd, view) :]
+        except OSError:
+            written = len(frames) - len(view)
+            self._count(frames[: written - written % self._ledger.frame_bytes], 0)
+            raise
+        self._count(frames, clipped)
+        if self._chunk_bytes >= self._chunk_limit:
+            self.flush_chunk()
+
+    def _count(self, frames: memoryview, clipped: np.ndarray | int) -> None:
+        self._wait_for_hash()  # one stretch at a time, so that memory stays bounded
+        self._hashing = self._hasher.submit(self._sha512.update, frames)
+        self._chunk_sha.update(frames)
+        self._bytes += len(frames)
+        self._chunk_bytes += len(frames)
+        self._chunk_clipped += clipped
+
+    def _wait_for_hash(self) -> None:
+        if self._hashing is not None:
+            self._hashing.result()
+
+    def _hexdigest(self) -> str:
+        self._wait_for_hash()
+        return self._sha512.hexdigest()
+
+    def release(self) -> None:
+        """Close files and helpers."""
+        self._hasher.shutdown()
+        self._files.release()
+
+    def _chunk_line(self) -> dict[str, Any]:
+        return {
+            "type": "chunk",
+            "offset": self._bytes - self._chunk_bytes,
+            "bytes": self._chunk_bytes,
+            "sha256": self._chunk_sha.hexdigest(),
+            "clipped": self._chunk_clipped.tolist(),
+        }
+
+    def flush_chunk(self) -> None:
+        """Data on disk first, then the line that vouches for them."""
+        if self._chunk_bytes == 0:
+            return
+        os.fdatasync(self._files.data_fd)
+        self._journal(self._chunk_line())
+        os.fsync(self._files.journal_fd)
+        self._begin_chunk()
+
+    def _journal(self, line: dict[str, Any]) -> None:
+        storage.write_all(self._files.journal_fd, encode(line))
+        self._ledger.apply(line)
+
+    def line(self, line: dict[str, Any]) -> None:
+        """Append a segment or an annotation."""
+        if line["type"] == "segment":
+            # A chunk never crosses a gap, and no sample after a gap reaches the disk before the news of the
+            # gap: otherwise recovery could join what does not belong together.
+            self.flush_chunk()
+            self._journal(line)
+            os.fsync(self._files.journal_fd)
+        else:
+            self._journal(line)
+
+    @property
+    def _n_samples(self) -> int:
+        return self._bytes // self._ledger.frame_bytes
+
+    def finish(self, *, complete: bool, reason: str | None) -> None:
+        """Close as a recording with its final name."""
+        name = self._files.paths.name
+        if self._bytes == 0:
+            self._files.discard()
+            raise RecordingError(
+                f"recording {name} has no samples; nothing was kept. Write some before closing"
+            )
+        self.flush_chunk()
+        fields = {} if reason is None else {"incomplete_reason": reason}
+        end = {
+            "type": "end",
+            "n_samples": self._n_samples,
+            "sha512": self._hexdigest(),
+            "complete": complete,
+            "fields": fields,
+        }
+        self._journal(end)
+        os.fsync(self._files.journal_fd)
+        self._publish(complete, fields)
+
+    def _publish(self, complete: bool, fields: dict[str, Any]) -> None:
+        meta = build_meta(self._ledger, self._n_samples, self._hexdigest(), complete=complete, fields=fields)
+        _require_valid(meta, self._files.paths.name)
+        self._files.publish(dumps(meta))
+
+    def salvage(self, cause: OSError) -> SemairError:
+        """Close what is whole after an error of the disk, and say what became of it."""
+        paths = self._files.paths
+        why = str(cause) if isinstance(cause, _NoRoomError) else f"{cause.strerror or cause}"
+        what = f"recording {paths.name} ended early: {why}"
+        try:
+            paths.reserve.unlink(missing_ok=True)
+            if self._bytes == 0:
+                self._files.discard()
+                error = StorageError(f"{what}. No sample had been written, nothing was kept")
+            else:
+                os.ftruncate(self._files.data_fd, self._bytes)
+                os.fsync(self._files.data_fd)
+                if self._chunk_bytes:
+                    self._ledger.apply(self._chunk_line())
+                self._publish(False, {"incomplete_reason": why})
+                error = StorageError(
+                    f"{what}. {self._n_samples} samples per channel were kept as {paths.meta}, marked as"
+                    " incomplete;"
+                    " open it as usual. Free space or choose another folder before recording again"
+                )
+        except (OSError, SemairError) as second:
+            where = paths.partial_data if paths.partial_data.exists() else paths.data
+            error = StorageError(
+                f"{what}. {self._n_samples} samples per channel are in {where}, but the recording could"
+                " not be closed"
+                f" ({second}). Free space, then run recover on {paths.folder}"
+            )
+        error.__cause__ = cause
+        return error
+
+
+def is_locked(journal: Path) -> bool:
+    """Whether a living writer holds a journal."""
+    try:
+        fd = os.open(journal, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _segment_line(
+    sample_start: int, global_index: int, device_time: DeviceTime | None, *, lost_samples: int, cause: str
+) -> dict[str, Any]:
+    return {
+        "type": "segment",
+        "sample_start": sample_start,
+        "global_index": global_index,
+        "device_time": None if device_time is None else device_time.to_dict(),
+        "lost_samples": lost_samples,
+        "cause": cause,
+    }
+
+
+def _require_valid(meta: dict[str, Any], name: str) -> None:
+    problems = meta_problems(meta)
+    if problems:
+        text = "; ".join(f"{field}: {message}" for field, message in problems)
+        raise RecordingError(f"metadata of recording {name} are not valid: {text}")
+
+
+def _frames(samples: np.ndarray, datatype: str) -> tuple[memoryview, np.ndarray]:
+    """Samples as the bytes of the file, and how many per channel had to be limited.
+
+    Args:
+        samples: complex64, (channels, samples).
+        datatype: SigMF datatype of the file.
+
+    Returns:
+        Bytes in the order (samples, channels, [real, imaginary]); int64 (channels,).
+    """
+    n_channels = samples.shape[0]
+    clipped = np.zeros(n_channels, dtype=np.int64)
+    if datatype == "cf32_le":
+        return _bytes(samples.T.astype("<c8", order="C")), clipped
+    with np.errstate(over="ignore"):
+        scaled = np.ascontiguousarray(samples).view(np.float32) * np.float32(CI16_FULL_SCALE)
+    np.rint(scaled, out=scaled)
+    if scaled.max() >= CI16_FULL_SCALE or scaled.min() < -CI16_FULL_SCALE:
+        outside = (scaled >= CI16_FULL_SCALE) | (scaled < -CI16_FULL_SCALE)
+        clipped = outside.reshape(n_channels, -1, 2).any(axis=2).sum(axis=1, dtype=np.int64)
+        np.clip(scaled, -CI16_FULL_SCALE, CI16_FULL_SCALE - 1, out=scaled)
+    # Real and imaginary part move together as one 32 bit word, many times faster than as pairs of 16 bit.
+    return _bytes(scaled.astype("<i2").view("<u4").T.copy()), clipped
+
+
+def _bytes(array: np.ndarray) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data
