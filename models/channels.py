@@ -35,37 +35,48 @@ class ChannelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["none", "rayleigh", "clustered"] = Field("none", description="family of channels")
-    delay_spread_s: float = Field(0.0, ge=0, le=1e-3, description="rms delay spread; 0 is frequency-flat")
-    n_taps: int = Field(8, ge=1, le=64, description="taps of a rayleigh channel that has a delay spread")
-    doppler_hz: float = Field(0.0, ge=0, le=1e5, description="maximum Doppler shift, speed over wavelength")
+    kind: Literal["none", "rayleigh", "clustered"] = Field(default="none", description="family of channels")
+    delay_spread_s: float = Field(
+        default=0.0, ge=0, le=1e-3, description="rms delay spread; 0 is frequency-flat"
+    )
+    n_taps: int = Field(
+        default=8, ge=1, le=64, description="taps of a rayleigh channel that has a delay spread"
+    )
+    doppler_hz: float = Field(
+        default=0.0, ge=0, le=1e5, description="maximum Doppler shift, speed over wavelength"
+    )
     redraw: Literal["frame", "never"] = Field(
-        "frame",
+        default="frame",
         description="frame: new fading for every frame; never: one realisation that moves with Doppler",
     )
-    n_clusters: int = Field(12, ge=1, le=64, description="clusters of a clustered channel")
-    rays_per_cluster: int = Field(20, ge=1, le=64, description="rays of one cluster, equal in power")
+    n_clusters: int = Field(default=12, ge=1, le=64, description="clusters of a clustered channel")
+    rays_per_cluster: int = Field(default=20, ge=1, le=64, description="rays of one cluster, equal in power")
     angle_spread_deg: float = Field(
-        15.0,
+        default=15.0,
         ge=0,
         le=90,
         description="rms azimuth spread of all power around the direction of the transmitter",
     )
     cluster_spread_deg: float = Field(
-        3.0, ge=0, le=90, description="part of the azimuth spread that lies within each cluster, rms"
+        default=3.0, ge=0, le=90, description="part of the azimuth spread that lies within each cluster, rms"
     )
-    zenith_spread_deg: float = Field(3.0, ge=0, le=45, description="rms zenith spread around the horizon")
+    zenith_spread_deg: float = Field(
+        default=3.0, ge=0, le=45, description="rms zenith spread around the horizon"
+    )
     azimuth_deg: float | None = Field(
-        None,
+        default=None,
         ge=-90,
         le=90,
         description="direction of the transmitter from broadside; none: drawn, see sector_deg",
     )
     sector_deg: float = Field(
-        120.0, gt=0, le=180, description="directions are drawn uniformly from this sector around broadside"
+        default=120.0,
+        gt=0,
+        le=180,
+        description="directions are drawn uniformly from this sector around broadside",
     )
     array_shape: tuple[int, int] | None = Field(
-        None, description="rows (vertical) and columns (horizontal) of the array; none: one row"
+        default=None, description="rows (vertical) and columns (horizontal) of the array; none: one row"
     )
 
     @model_validator(mode="after")

@@ -603,19 +603,13 @@ class _KeyedRandom:
     def __init__(self, seed: int) -> None:
         self._bits = np.random.Philox(np.random.SeedSequence(seed))
         self._generator = np.random.Generator(self._bits)
-        self._state: dict[str, Any] = dict(self._bits.state)
-        self._key = self._state["state"]["key"]
+        # A fresh state: no numbers left over in the generator's buffers.
+        self._state: Any = self._bits.state
 
     def at(self, stream: int, first: int = 0, second: int = 0) -> np.random.Generator:
         """Give the generator of an address. It is good until the next call."""
-        counter = np.array([0, second, first, stream], dtype=np.uint64)
-        self._bits.state = {
-            **self._state,
-            "state": {"counter": counter, "key": self._key},
-            "buffer_pos": 4,
-            "has_uint32": 0,
-            "uinteger": 0,
-        }
+        self._state["state"]["counter"] = np.array([0, second, first, stream], dtype=np.uint64)
+        self._bits.state = self._state
         return self._generator
 
 

@@ -36,42 +36,59 @@ class Impairments(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cfo_ppm: float = Field(0.0, ge=-100, le=100, description="clock of the transmitters against the receiver")
+    cfo_ppm: float = Field(
+        default=0.0, ge=-100, le=100, description="clock of the transmitters against the receiver"
+    )
     sampling_offset_ppm: float | None = Field(
-        None, ge=-100, le=100, description="same for the sampling clocks; none: they follow cfo_ppm"
+        default=None, ge=-100, le=100, description="same for the sampling clocks; none: they follow cfo_ppm"
     )
     user_cfo_hz: float = Field(
-        0.0, ge=0, le=1e5, description="standard deviation of the carrier offset left after a user locked on"
+        default=0.0,
+        ge=0,
+        le=1e5,
+        description="standard deviation of the carrier offset left after a user locked on",
     )
     user_timing_samples: float = Field(
-        0.0, ge=0, le=64, description="timing error left after a user locked on: uniform, plus or minus this"
+        default=0.0,
+        ge=0,
+        le=64,
+        description="timing error left after a user locked on: uniform, plus or minus this",
     )
     start_delay_samples: float = Field(
-        0.0, ge=0, le=1e6, description="unknown start of the receiver: uniform between 0 and this"
+        default=0.0, ge=0, le=1e6, description="unknown start of the receiver: uniform between 0 and this"
     )
     phase_noise_linewidth_hz: float = Field(
-        0.0, ge=0, le=1e4, description="3 dB linewidth of every radio's oscillator (Wiener phase noise)"
+        default=0.0,
+        ge=0,
+        le=1e4,
+        description="3 dB linewidth of every radio's oscillator (Wiener phase noise)",
     )
-    chain_phase: bool = Field(False, description="random phase of every receive chain")
+    chain_phase: bool = Field(default=False, description="random phase of every receive chain")
     chain_delay_samples: float = Field(
-        0.0, ge=0, le=16, description="delay of every receive chain: uniform, plus or minus this"
+        default=0.0, ge=0, le=16, description="delay of every receive chain: uniform, plus or minus this"
     )
     chain_gain_db: float = Field(
-        0.0, ge=0, le=20, description="standard deviation of the gains of the chains"
+        default=0.0, ge=0, le=20, description="standard deviation of the gains of the chains"
     )
-    iq_gain_db: float = Field(0.0, ge=-6, le=6, description="gain of Q over I")
-    iq_phase_deg: float = Field(0.0, ge=-45, le=45, description="quadrature error")
+    iq_gain_db: float = Field(default=0.0, ge=-6, le=6, description="gain of Q over I")
+    iq_phase_deg: float = Field(default=0.0, ge=-45, le=45, description="quadrature error")
     dc_dbfs: float | None = Field(
-        None,
+        default=None,
         ge=-120,
         le=0,
         description="magnitude of the DC offset under full scale, its phase random; none: no DC",
     )
     adc_bits: int | None = Field(
-        None, ge=2, le=16, description="bits of the converter, which clips at full scale; none: unquantised"
+        default=None,
+        ge=2,
+        le=16,
+        description="bits of the converter, which clips at full scale; none: unquantised",
     )
     full_scale_backoff_db: float = Field(
-        12.0, ge=0, le=60, description="rms of signal and noise under full scale, when there is a converter"
+        default=12.0,
+        ge=0,
+        le=60,
+        description="rms of signal and noise under full scale, when there is a converter",
     )
 
     @property
