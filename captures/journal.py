@@ -4,7 +4,7 @@ The writer appends lines and applies each to a `Ledger`; recovery reads the line
 another. Both build the metadata with the same function, so a recovered recording is described as a finished
 one would have been.
 
-Lines are JSON objects with a `type`:
+Lines are JSON objects with a `type` and a `crc32` of the line:
 
 * ``header``: everything known at the start.
 * ``segment``: from `sample_start` on samples follow that are not adjacent to those before; with what was
@@ -18,6 +18,7 @@ Lines are JSON objects with a `type`:
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ..errors import RecordingError
 from .meta import DATA_SUFFIX, EXTENSION, META_SUFFIX, RECORDER, SPECIFICATION, component_dtype, prefixed
 
 FORMAT = 1
+_CRC_FIELD = b',"crc32":'
 _LINE_FIELDS: dict[str, dict[str, Any]] = {
     "header": {
         "format": int,
@@ -96,8 +98,9 @@ def leftovers(folder: Path) -> list[RecordingPaths]:
 
 
 def encode(line: dict[str, Any]) -> bytes:
-    """One line of the journal."""
-    return (json.dumps(line, allow_nan=False, separators=(",", ":")) + "\n").encode()
+    """One line of the journal, with a CRC-32 of itself as last field."""
+    body = json.dumps(line, allow_nan=False, separators=(",", ":")).encode()
+    return body[:-1] + _CRC_FIELD + b"%d}\n" % zlib.crc32(body)
 
 
 @dataclass
@@ -213,8 +216,13 @@ def read_ledger(path: Path) -> Ledger:
 
 
 def _decode(raw: bytes) -> dict[str, Any] | None:
+    """Content of a line; None if it is damaged."""
+    start, _, crc = raw.rpartition(_CRC_FIELD)
+    body = start + b"}"
+    if crc != b"%d}\n" % zlib.crc32(body):
+        return None
     try:
-        line = json.loads(raw)
+        line = json.loads(body)
     except (ValueError, RecursionError):
         return None
     return line if isinstance(line, dict) else None

@@ -90,9 +90,10 @@ def _folder(folder: Path) -> Iterator[Finding]:
 
 def _recording_id(meta_path: Path) -> str | None:
     try:
-        return load_json(meta_path)["global"].get(f"{NAMESPACE}:recording_id")
+        value = load_json(meta_path)["global"].get(f"{NAMESPACE}:recording_id")
     except (RecordingError, KeyError, AttributeError):
         return None
+    return value if isinstance(value, str) else None
 
 
 def _leftover(paths: RecordingPaths, recovered: set[str | None]) -> Finding:

@@ -9,7 +9,7 @@ import os
 import threading
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -154,6 +154,9 @@ class RecordingWriter:
         try:
             self._check_room()
             self._files.create(encode(header) + encode(first))
+        except _NoRoomError as err:
+            self._files.discard()
+            raise StorageError(f"{err}; free space or choose another folder") from None
         except BaseException:
             self._files.discard()
             raise
@@ -163,7 +166,7 @@ class RecordingWriter:
             chunk_bytes=self._chunk_bytes,
             check_room=self._check_room,
         )
-        self._queue = _ByteQueue(queue_bytes)
+        self._queue = _ByteQueue(queue_bytes, batch_bytes=min(BATCH_BYTES, self._chunk_bytes))
         self._failure: SemairError | None = None
         self._crash: BaseException | None = None
         self._worker = threading.Thread(target=self._run, name=f"recording {name}", daemon=True)
@@ -385,8 +388,7 @@ class RecordingWriter:
         free = storage.free_bytes(folder)
         if free < self._min_free_bytes + self._chunk_bytes:
             raise _NoRoomError(
-                f"{free} bytes are free in {folder}, {self._min_free_bytes} must stay free (min_free_bytes);"
-                " free space or choose another folder"
+                f"{free} bytes are free in {folder}, {self._min_free_bytes} must stay free (min_free_bytes)"
             )
 
     def _run(self) -> None:
@@ -430,8 +432,9 @@ class _NoRoomError(StorageError):
 class _ByteQueue:
     """Queue between one caller and one worker, bounded in bytes."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, *, batch_bytes: int) -> None:
         self._limit = limit
+        self._batch_limit = batch_bytes
         self._items: deque[tuple[Any, int]] = deque()
         self._bytes = 0
         self._shut = False
@@ -459,8 +462,8 @@ class _ByteQueue:
     def take(self, timeout_s: float) -> list[Any]:
         """Items at the head of the queue, at least one unless there was none for a while.
 
-        More than one only of samples, and together at most `BATCH_BYTES`: the fewer steps, the less often the worker
-        and the caller wait for each other's hold of the interpreter.
+        More than one only of samples, and together at most a batch: the fewer steps, the less often the
+        worker and the caller wait for each other's hold of the interpreter.
         """
         with self._changed:
             if not self._changed.wait_for(lambda: self._items, timeout_s):
@@ -470,7 +473,7 @@ class _ByteQueue:
                 item, size = self._items[0]
                 if batch and not (isinstance(item, tuple) and isinstance(batch[0], tuple)):
                     break
-                if batch and total + size > BATCH_BYTES:
+                if batch and total + size > self._batch_limit:
                     break
                 self._items.popleft()
                 batch.append(item)
@@ -579,7 +582,9 @@ class _PartialFiles:
 class _Sink:
     """The worker's side: appends to the files, hashes, keeps the ledger."""
 
-    def __init__(self, files: _PartialFiles, ledger: Ledger, *, chunk_bytes: int, check_room: Any) -> None:
+    def __init__(
+        self, files: _PartialFiles, ledger: Ledger, *, chunk_bytes: int, check_room: Callable[[], None]
+    ) -> None:
         self._files = files
         self._ledger = ledger
         self._chunk_limit = chunk_bytes

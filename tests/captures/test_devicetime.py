@@ -7,14 +7,14 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from semair.captures.devicetime import DeviceTime
 
 rates = st.one_of(st.integers(1, 10**9).map(float), st.floats(1.0, 1e9), st.just(30.72e6), st.just(100e6 / 3))
+seconds = st.integers(0, 2**40)
 ticks = st.integers(1, 10**9)
 
 
-@given(secs=st.integers(0, 2**40), rate=rates, tick_rate=ticks, samples=st.integers(-(10**12), 10**12), data=st.data())
+@given(secs=seconds, rate=rates, tick_rate=ticks, samples=st.integers(-(10**12), 10**12), data=st.data())
 def test_plus_is_within_half_a_tick_of_the_exact_instant(secs, rate, tick_rate, samples, data):
     start = DeviceTime(secs, data.draw(st.integers(0, tick_rate - 1)), tick_rate)
     later = start.plus(samples, rate)
@@ -23,7 +23,7 @@ def test_plus_is_within_half_a_tick_of_the_exact_instant(secs, rate, tick_rate, 
     assert 0 <= later.frac_ticks < tick_rate
 
 
-@given(secs=st.integers(0, 2**40), tick_rate=ticks, samples=st.integers(-(10**15), 10**15), divisor=st.integers(1, 64))
+@given(secs=seconds, tick_rate=ticks, samples=st.integers(-(10**15), 10**15), divisor=st.integers(1, 64))
 def test_samples_since_undoes_plus_when_the_clock_resolves_samples(secs, tick_rate, samples, divisor):
     start = DeviceTime(secs, 0, tick_rate)
     rate = tick_rate / divisor

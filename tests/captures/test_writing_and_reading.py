@@ -16,7 +16,6 @@ import pytest
 import sigmf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from semair.captures.devicetime import DeviceTime
 from semair.captures.reader import Recording
 from semair.captures.verify import verify
@@ -41,7 +40,7 @@ def sessions(draw):
     return n_channels, pieces, draw(st.integers(0, 2**32 - 1)), draw(st.integers(1, 400))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(session=sessions(), datatype=st.sampled_from(["ci16_le", "cf32_le"]))
 def test_round_trip_is_exact_for_any_pieces_gaps_and_chunks(session, datatype):
     n_channels, pieces, seed, chunk_bytes = session
@@ -155,7 +154,7 @@ def test_clipping_is_told_per_segment(tmp_path):
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, complex(0, np.nan)])
 @pytest.mark.parametrize("datatype", ["ci16_le", "cf32_le"])
-def test_samples_that_are_not_finite_are_refused_and_nothing_else_is_lost(tmp_path, bad, datatype, grid_samples):
+def test_samples_that_are_not_finite_are_refused(tmp_path, bad, datatype, grid_samples):
     good = grid_samples(3, 40)
     spoilt = good.copy()
     spoilt[2, 17] = bad
@@ -176,7 +175,11 @@ def test_all_fields_are_repeated_in_every_segment_and_time_runs_on_over_gaps(tmp
         sample_rate_hz=20e6,
         frequency_hz=3.5e9,
         device_time=start,
-        capture_fields={"rx_gain_db": np.array([30.0, 31.5]), "agc": False, "actual": {"rate": np.float64(20e6)}},
+        capture_fields={
+            "rx_gain_db": np.array([30.0, 31.5]),
+            "agc": False,
+            "actual": {"rate": np.float64(2e7)},
+        },
     ) as writer:
         writer.write(zeros)
         writer.gap(500)
@@ -259,7 +262,7 @@ def test_a_gap_at_the_end_is_not_hidden(tmp_path, grid_samples):
 def test_annotations_keep_their_fields_and_are_sorted(tmp_path, grid_samples):
     with open_writer(tmp_path) as writer:
         writer.write(grid_samples(2, 100))
-        writer.annotate(50, 50, "late", "second", kind="frame", frame_seq=2, snr_db=12.5, snr_method="per antenna")
+        writer.annotate(50, 50, "late", "second", kind="frame", frame_seq=2, snr_db=12.5, snr_method="pilots")
         writer.annotate(0, 20, "early", kind="sync", user=1)
     early, late = Recording.open(tmp_path).annotations
     assert (early.label, early.sample_start, early.sample_count, early.comment) == ("early", 0, 20, "")
@@ -319,7 +322,12 @@ def test_names_that_leave_the_folder_or_confuse_are_refused(tmp_path, name):
 
 @pytest.mark.parametrize(
     "samples",
-    [np.zeros((3, 5), np.complex64), np.zeros((2, 5), np.complex128), np.zeros(5, np.complex64), np.zeros((2, 5))],
+    [
+        np.zeros((3, 5), np.complex64),
+        np.zeros((2, 5), np.complex128),
+        np.zeros(5, np.complex64),
+        np.zeros((2, 5)),
+    ],
 )
 def test_arrays_of_another_shape_or_kind_are_refused(tmp_path, samples):
     with open_writer(tmp_path) as writer:
@@ -353,9 +361,14 @@ def test_one_name_is_written_by_one_writer_at_a_time(tmp_path):
 
 def test_an_exception_in_the_block_leaves_a_valid_recording_marked_incomplete(tmp_path, grid_samples):
     samples = grid_samples(2, 25)
-    with pytest.raises(KeyError), open_writer(tmp_path) as writer:
-        writer.write(samples)
-        raise KeyError("antenna fell off")
+
+    def session():
+        with open_writer(tmp_path) as writer:
+            writer.write(samples)
+            raise KeyError("antenna fell off")
+
+    with pytest.raises(KeyError):
+        session()
     recording = Recording.open(tmp_path, check_hash=True)
     assert recording.complete is False
     assert "antenna fell off" in recording.global_fields["incomplete_reason"]
@@ -393,5 +406,5 @@ def test_a_folder_must_hold_exactly_one_recording(tmp_path, record, grid_samples
     record(grid_samples(1, 4), "two")
     with pytest.raises(RecordingError, match="one, two"):
         Recording.open(tmp_path)
-    with pytest.raises(RecordingError, match="three.sigmf-meta is missing"):
+    with pytest.raises(RecordingError, match=r"three\.sigmf-meta is missing"):
         Recording.open(tmp_path / "three")
