@@ -1,0 +1,1 @@
+"""User activity detection: signal model, detectors, evaluation."""

@@ -1,0 +1,69 @@
+"""Activity detectors by name.
+
+Modules of this package whose name starts without underscore are searched for subclasses of `Detector`: a new
+detector is one new module here and no change elsewhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from functools import cache
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from ....errors import ScenarioError
+from .base import Detection, Detector
+
+__all__ = ["Detection", "Detector", "available", "make"]
+
+
+def available() -> dict[str, type[Detector]]:
+    """Every detector's class by its name, sorted by name."""
+    return dict(_discovered())
+
+
+def make(name: str, preambles: ArrayLike, activity: float, **options: Any) -> Detector:
+    """Build a detector from its name.
+
+    Args:
+        name: One of `available()`.
+        preambles: complex64, (max_length, user): the pool.
+        activity: Prior probability in (0, 1) that a user sends.
+        **options: Options of that detector, see its class.
+
+    Raises:
+        ScenarioError: if the name or an option is unknown, or a value is out of range.
+    """
+    known = _discovered()
+    if name not in known:
+        raise ScenarioError(f"detector {name!r} is unknown; choose one of: {', '.join(known)}")
+    allowed = set(inspect.signature(known[name]).parameters) - {"preambles", "activity"}
+    unknown = sorted(set(options) - allowed)
+    if unknown:
+        raise ScenarioError(
+            f"detector {name!r} has no option {', '.join(unknown)}; it knows: {', '.join(sorted(allowed))}"
+        )
+    return known[name](preambles, activity, **options)
+
+
+@cache
+def _discovered() -> dict[str, type[Detector]]:
+    found: dict[str, type[Detector]] = {}
+    for module_info in pkgutil.iter_modules(__path__):
+        if module_info.name.startswith("_") or module_info.name == "base":
+            continue
+        module = importlib.import_module(f"{__name__}.{module_info.name}")
+        for item in vars(module).values():
+            if not (inspect.isclass(item) and issubclass(item, Detector)):
+                continue
+            if item.__module__ != module.__name__ or inspect.isabstract(item):
+                continue
+            if item.name in found:
+                raise RuntimeError(
+                    f"two detectors are named {item.name!r}; rename the one in {module.__name__}"
+                )
+            found[item.name] = item
+    return dict(sorted(found.items()))
