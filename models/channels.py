@@ -184,15 +184,15 @@ def frequency_response(paths: Paths, freqs_hz: np.ndarray, time_s: float = 0.0) 
     return taps.T @ np.exp(-2j * np.pi * paths.tap_delays_s[:, None] * np.asarray(freqs_hz))
 
 
-def array_positions(array_shape: tuple[int, int] | None, n_antennas: int) -> np.ndarray:
-    """Place the elements of a uniform array, row by row.
+def checked_array_shape(array_shape: tuple[int, int] | None, n_antennas: int) -> tuple[int, int]:
+    """Resolve the shape of an array and check that it has the receiver's antennas.
 
     Args:
         array_shape: rows (vertical) and columns (horizontal); None for one row.
-        n_antennas: elements.
+        n_antennas: elements that are there.
 
     Returns:
-        (antennas, 2) float64: horizontal and vertical place in half wavelengths.
+        Rows and columns.
 
     Raises:
         ValueError: the shape does not have `n_antennas` elements.
@@ -203,8 +203,7 @@ def array_positions(array_shape: tuple[int, int] | None, n_antennas: int) -> np.
             f"array_shape={rows}x{columns} has {rows * columns} elements, but the receiver has {n_antennas} "
             "antennas; make the product equal to them"
         )
-    vertical, horizontal = np.divmod(np.arange(n_antennas), columns)
-    return np.stack([horizontal, vertical], axis=1).astype(np.float64)
+    return rows, columns
 
 
 def _complex_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -241,7 +240,7 @@ def _draw_clustered(config: ChannelConfig, n_antennas: int, rng: np.random.Gener
     Cluster angles do not depend on cluster power, so that the mean spatial correlation is the characteristic
     function of the angle distribution.
     """
-    positions = array_positions(config.array_shape, n_antennas)
+    array_shape = checked_array_shape(config.array_shape, n_antennas)
     clusters, rays = config.n_clusters, config.rays_per_cluster
     # Steps 5 and 6: delays by the inverse distribution function, powers that fall with delay.
     exponents = np.sort(-np.log1p(rng.random(clusters) * math.expm1(-_MAX_SPREADS)))
@@ -262,12 +261,32 @@ def _draw_clustered(config: ChannelConfig, n_antennas: int, rng: np.random.Gener
     zenith_deg = 90 + _laplace(rng, config.zenith_spread_deg, (clusters, rays))
     azimuth, zenith = np.deg2rad(azimuth_deg).ravel(), np.deg2rad(zenith_deg).ravel()
     # Steps 10 and 11: random phase of every ray; Doppler from its angle at the mobile, which is independent.
-    travel = np.stack([np.sin(azimuth) * np.sin(zenith), np.cos(zenith)])
     phases = 2 * np.pi * rng.random(clusters * rays)
-    amplitudes = np.sqrt(np.repeat(powers / rays, rays))
-    gains = amplitudes[:, None] * np.exp(1j * (phases[:, None] + np.pi * (positions @ travel).T))
+    amplitudes = np.sqrt(np.repeat(powers / rays, rays)) * np.exp(1j * phases)
+    steering = _steering(np.sin(azimuth) * np.sin(zenith), np.cos(zenith), array_shape)
     doppler = config.doppler_hz * np.cos(2 * np.pi * rng.random(clusters * rays))
-    return Paths(np.repeat(delays, rays), gains, doppler, rays)
+    if not config.doppler_hz:
+        # Rays at rest add up once and for all.
+        gains = amplitudes.reshape(clusters, 1, rays) @ steering.reshape(clusters, rays, n_antennas)
+        return Paths(delays, gains[:, 0], np.zeros(clusters))
+    return Paths(np.repeat(delays, rays), amplitudes[:, None] * steering, doppler, rays)
+
+
+def _steering(horizontal: np.ndarray, vertical: np.ndarray, array_shape: tuple[int, int]) -> np.ndarray:
+    """Compute the responses of a uniform array with half a wavelength between elements to plane waves.
+
+    Args:
+        horizontal: (rays,) direction cosines along a row.
+        vertical: (rays,) direction cosines along a column.
+        array_shape: rows and columns.
+
+    Returns:
+        (rays, antennas) complex128, row by row.
+    """
+    rows, columns = array_shape
+    along = np.vander(np.exp(1j * np.pi * horizontal), columns, increasing=True)
+    up = np.vander(np.exp(1j * np.pi * vertical), rows, increasing=True)
+    return (up[:, :, None] * along[:, None, :]).reshape(horizontal.size, rows * columns)
 
 
 def _laplace(rng: np.random.Generator, rms: float, shape: tuple[int, ...]) -> np.ndarray:

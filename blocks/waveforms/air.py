@@ -16,7 +16,6 @@ most 0.02 rad (-40 dB at the ends of such a piece, -45 dB on average).
 
 from __future__ import annotations
 
-import bisect
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ import numpy as np
 from numba import njit
 
 from ...errors import RadioError
-from ...models.channels import ChannelConfig, Paths, array_positions, draw_paths, frequency_response
+from ...models.channels import ChannelConfig, Paths, checked_array_shape, draw_paths, frequency_response
 from .impairments import (
     KERNEL_AFTER,
     KERNEL_BEFORE,
@@ -40,6 +39,8 @@ from .impairments import (
 
 # Streams of randomness: every draw is addressed by stream and by what it belongs to, never by order of calls.
 _RADIO, _USERS, _BEACON_CHANNEL, _USER_CHANNEL, _BEACON_PHASE, _USER_PHASE, _RECEIVER_PHASE, _NOISE = range(8)
+
+_NO_STEPS = np.empty(0, dtype=np.float32)
 
 _MAX_DELAY_STEP_SAMPLES = 1 / 2048
 _MAX_DOPPLER_STEP_RAD = 0.02
@@ -185,7 +186,7 @@ class Air:
         beacon_channel = beacon_channel or ChannelConfig()
         for statistics in (channel, beacon_channel):
             if statistics.kind == "clustered":
-                array_positions(statistics.array_shape, n_rx)
+                checked_array_shape(statistics.array_shape, n_rx)
         self.sample_rate_hz, self.n_rx, self.n_users = float(sample_rate_hz), int(n_rx), int(n_users)
         self.block_samples = int(block_samples)
         self._channel, self._impairments = channel, impairments
@@ -204,10 +205,13 @@ class Air:
             or channel.delay_spread_s
             or beacon_channel.delay_spread_s
         )
-        # What has to lie between transmission and reception so that interpolation never asks for the future.
-        self._margin = (
-            0 if whole_delays else KERNEL_BEFORE + 2 + self._halo + math.ceil(impairments.user_timing_samples)
-        )
+        # Reach of the interpolation around a signal; whole delays need none, and what is not yet known must
+        # not even add zeros, since these could change the rounding of a sum.
+        self._ahead, self._behind = (0, 0) if whole_delays else (KERNEL_BEFORE + 1, KERNEL_AFTER + 1)
+        # What has to lie between transmission and reception so that nothing depends on the future.
+        self._margin = 0
+        if not whole_delays:
+            self._margin = self._ahead + 1 + self._halo + math.ceil(impairments.user_timing_samples)
         if latency_samples is None:
             hour = max(0.0, sampling_offset) * sample_rate_hz * _DRIFT_ALLOWANCE_S
             latency_samples = self._margin + math.ceil(hour)
@@ -306,11 +310,10 @@ class Air:
             padded=padded,
             paths=paths,
             delays_samples=delays,
-            arrives=math.floor(start / tick + delays[0]) - KERNEL_BEFORE - 1,
-            gone=math.ceil((start + samples.size) / tick + delays[-1]) + KERNEL_AFTER + 1,
+            arrives=math.floor(start / tick + delays[0]) - self._ahead,
+            gone=math.ceil((start + samples.size) / tick + delays[-1]) + self._behind,
         )
-        # The order of summation must not depend on the order of calls.
-        bisect.insort(self._bursts, burst, key=lambda b: b.key)
+        self._bursts.append(burst)
 
     def process(self, tx: np.ndarray) -> np.ndarray:
         """Advance by a span: take the beacon's samples, return what the antennas deliver.
@@ -425,8 +428,10 @@ class Air:
 
     def _phase_steps(self, n: int, stream: int, first: int, second: int = 0) -> np.ndarray:
         """Draw the oscillator's phase increments for an address. Returns (n,) float32, or (0,) for none."""
-        rng = self._random.at(stream, first, second)
-        return phase_steps(n, self._impairments.phase_noise_linewidth_hz, self.sample_rate_hz, rng)
+        linewidth_hz = self._impairments.phase_noise_linewidth_hz
+        if not linewidth_hz:
+            return _NO_STEPS
+        return phase_steps(n, linewidth_hz, self.sample_rate_hz, self._random.at(stream, first, second))
 
     def _process_block(self, tx: np.ndarray, out: np.ndarray, column: int) -> None:
         n, begin = self.block_samples, self.position
@@ -512,8 +517,8 @@ class Air:
         newest = first + width - math.floor(min(reach)) + KERNEL_TAPS - self._past_start
         for begin, end in _sounding(source[oldest:newest]):
             low, high = oldest + begin, oldest + end
-            arrives = math.floor((self._past_start + low) / (1 + drift) + delays[0]) - KERNEL_BEFORE - 1
-            gone = math.ceil((self._past_start + high) / (1 + drift) + delays[-1]) + KERNEL_AFTER + 1
+            arrives = math.floor((self._past_start + low) / (1 + drift) + delays[0]) - self._ahead
+            gone = math.ceil((self._past_start + high) / (1 + drift) + delays[-1]) + self._behind
             left, right = max(arrives - first, 0), min(gone - first, width)
             if left >= right:
                 continue
@@ -630,7 +635,7 @@ def _sounding(x: np.ndarray) -> list[tuple[int, int]]:
 
 
 def _overlapping(bursts: list[_Burst]) -> list[list[_Burst]]:
-    """Group bursts whose spans of arrival touch each other."""
+    """Group bursts whose spans of arrival touch each other, in an order that does not depend on calls."""
     groups: list[list[_Burst]] = []
     reach = 0
     for burst in sorted(bursts, key=lambda b: (b.arrives, b.key)):

@@ -117,7 +117,7 @@ _PRESETS: dict[str, dict[str, object]] = {
     "cabled": {
         # Two temperature-compensated crystals of the 2 ppm class (USRP B210), warmed up on one bench.
         "cfo_ppm": 1.0,
-        # Standard deviation that a preamble of about 1000 samples at 30 dB leaves at 2 MS/s, rounded up.
+        # A preamble of about 1000 samples at 30 dB and 2 MS/s leaves 1 Hz; the rest is room for drift.
         "user_cfo_hz": 5.0,
         # A user that aligns to its nearest sample.
         "user_timing_samples": 0.5,
@@ -145,7 +145,7 @@ _PRESETS: dict[str, dict[str, object]] = {
         "cfo_ppm": 2.5,
         # Offset estimate at about 10 dB, plus the drift until the access slot.
         "user_cfo_hz": 50.0,
-        # Beacon search in multipath, plus 30 m of path at 10 MS/s or 150 m at 2 MS/s.
+        # Beacon search in multipath, and the path itself: a sample is 150 m at 2 MS/s.
         "user_timing_samples": 1.0,
         "start_delay_samples": 8192.0,
         # -85 dBc/Hz at 10 kHz: integrated synthesiser in the 5 to 6 GHz range, with margin.

@@ -380,6 +380,22 @@ class TestReproducibility:
         np.testing.assert_array_equal(self.run([2] * 6, shuffle=True), whole)
         np.testing.assert_array_equal(self.run([1] * 12, late_as_possible=True), whole)
 
+    def test_bursts_of_the_next_block_do_not_touch_this_one(self, rng):
+        x = [gaussian(rng, 1000) for _ in range(7)]
+
+        def run(early: bool) -> np.ndarray:
+            air = make(ChannelConfig(kind="rayleigh"), n_users=7, n_rx=5)
+            for user in range(4):
+                air.add_burst(user, 20 + user, x[user], 0)
+            for user in range(4, 7) if early else ():
+                air.add_burst(user, BLOCK, x[user], 1)
+            first = air.process(silence(BLOCK))
+            for user in range(4, 7) if not early else ():
+                air.add_burst(user, BLOCK, x[user], 1)
+            return np.concatenate([first, air.process(silence(BLOCK))], axis=1)
+
+        np.testing.assert_array_equal(run(True), run(False))
+
     def test_seed_decides(self):
         assert not np.array_equal(self.run([12], seed=5), self.run([12]))
 
