@@ -9,7 +9,7 @@ synchronisation sequence:
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import lru_cache
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,10 +26,14 @@ class FrameFormat(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sample_rate_hz: float = Field(2e6, gt=0, le=1e9, description="complex samples per second of every chain")
-    n_fft: int = Field(128, ge=16, le=8192, description="subcarriers = samples of an OFDM symbol without prefix")
+    n_fft: int = Field(
+        128, ge=16, le=8192, description="subcarriers = samples of an OFDM symbol without prefix"
+    )
     cp_samples: int = Field(16, ge=1, description="cyclic prefix")
     n_used: int = Field(96, ge=2, description="used subcarriers, half on each side of the empty DC")
-    sync_repeats: int = Field(8, ge=2, le=64, description="pieces of n_fft/2 samples in the synchronisation sequence")
+    sync_repeats: int = Field(
+        8, ge=2, le=64, description="pieces of n_fft/2 samples in the synchronisation sequence"
+    )
     header_symbols: int = Field(4, ge=1, le=64, description="OFDM symbols that carry the frame counter")
     n_groups: int = Field(16, ge=1, description="groups of neighbouring subcarriers in the access slot")
     group_width: int = Field(4, ge=1, description="subcarriers per group")
@@ -109,13 +113,12 @@ class FrameFormat(BaseModel):
         """Duration of a frame."""
         return self.frame_samples / self.sample_rate_hz
 
-    @cached_property
+    @property
     def used_subcarriers(self) -> np.ndarray:
         """FFT bins in use, ascending in frequency. Returns int, (n_used,)."""
-        half = self.n_used // 2
-        return np.concatenate([np.arange(-half, 0), np.arange(1, half + 1)]) % self.n_fft
+        return _used_subcarriers(self.n_fft, self.n_used)
 
-    @cached_property
+    @property
     def access_subcarriers(self) -> np.ndarray:
         """FFT bins of the access groups, spread evenly over the used band. Returns int, (n_groups, group_width)."""
         stride = self.n_used / self.n_groups
@@ -134,3 +137,11 @@ class FrameFormat(BaseModel):
                 f"{self.max_preamble_length} (max_preamble_length)"
             )
         return math.ceil(preamble_length / self.group_width)
+
+
+@lru_cache(maxsize=16)
+def _used_subcarriers(n_fft: int, n_used: int) -> np.ndarray:
+    half = n_used // 2
+    bins = np.concatenate([np.arange(-half, 0), np.arange(1, half + 1)]) % n_fft
+    bins.setflags(write=False)
+    return bins

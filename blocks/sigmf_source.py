@@ -1,0 +1,61 @@
+"""GNU Radio block: plays a SigMF recording as the radio would have delivered it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..captures.reader import Recording, Segment
+from .runtime import RX_END, WORK_DONE, Failsafe, gr, guarded, pmt, time_tags
+
+
+class SigmfSource(Failsafe, gr.sync_block):
+    """Puts out the channels of a recording, one complex stream each.
+
+    Tags written on all ports: `rx_time`, `rx_rate`, `rx_freq` at the start of every capture segment, with the
+    recorded device time where there is one and else the recorded sample count as time; so a gap looks as it did
+    live. Nothing is filled into gaps. After the recording follow `tail_samples` zeros behind a tag `rx_end`, so
+    that receivers finish the last frame but never take the zeros for signal.
+
+    Args:
+        recording: the opened recording.
+        tail_samples: zeros after the end.
+    """
+
+    def __init__(self, recording: Recording, tail_samples: int = 0) -> None:
+        gr.sync_block.__init__(
+            self, name="semair SigMF source", in_sig=None, out_sig=[np.complex64] * recording.n_channels
+        )
+        self.recording = recording
+        self.tail_samples = tail_samples
+        self._position = 0
+        self._rate = recording.sample_rate_hz or 1.0
+        self._starts = {segment.sample_start: self._ticks(segment) for segment in recording.segments}
+
+    def _ticks(self, segment: Segment) -> int:
+        if segment.device_time is not None:
+            return round(segment.device_time.seconds * int(self._rate))
+        return segment.global_index
+
+    @guarded
+    def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
+        """Read the next samples."""
+        length = self.recording.n_samples
+        n = min(len(output_items[0]), length + self.tail_samples - self._position)
+        if n <= 0:
+            return WORK_DONE
+        end = self._position + n
+        recorded = max(min(end, length) - self._position, 0)
+        if recorded:
+            for port, values in zip(output_items, self.recording.read(self._position, recorded), strict=True):
+                port[:recorded] = values
+        for port in output_items:
+            port[recorded:n] = 0
+        frequency = self.recording.frequency_hz or 0.0
+        for start, ticks in self._starts.items():
+            if self._position <= start < end and start < length:
+                time_tags(self, len(output_items), start, ticks, self._rate, frequency)
+        if self._position <= length < end:
+            for port in range(len(output_items)):
+                self.add_item_tag(port, length, RX_END, pmt.PMT_T)
+        self._position = end
+        return n

@@ -1,0 +1,231 @@
+"""Finding frames in a multi-antenna stream, and cutting the access slot out of them.
+
+Both classes take the stream in pieces of any size and give results that do not depend on the cuts, which is
+what makes a replay decide as the live run did.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .access import noise_power, receive_access
+from .beacon import read_header, sync_sequence
+from .frame import FrameFormat
+from .ofdm import rotate
+from .preamble_detector import Preamble, PreambleDetector
+
+
+@dataclass(frozen=True)
+class FrameStart:
+    """A frame found in a stream.
+
+    Attributes:
+        start: index of the frame's first sample; the true start is start + fraction.
+        fraction: fractional timing in samples, -0.5 to 0.5.
+        cfo_hz: carrier offset of the beacon.
+        metric: detection metric, 0 to 1.
+        snr_db: beacon SNR per antenna.
+        frame_number: the frame counter.
+        counted: the header did not decode, and the number was counted on from an earlier frame.
+        header_symbols: complex64, (cells,), equalised header symbols.
+    """
+
+    start: int
+    fraction: float
+    cfo_hz: float
+    metric: float
+    snr_db: float
+    frame_number: int
+    counted: bool
+    header_symbols: np.ndarray
+
+
+class FrameFinder:
+    """Finds beacons on one or many antennas and reads their frame counter.
+
+    A frame whose header fails its checksum takes its number from an earlier frame when it stands at a whole
+    number of frame lengths from it; otherwise it is refused and counted in `refused`.
+
+    Args:
+        frame_format: numerology and slots.
+        n_antennas: receive antennas.
+        max_cfo_hz: largest carrier offset to expect, either sign.
+        false_alarms_per_sample: of the beacon's detector in white noise.
+    """
+
+    def __init__(
+        self,
+        frame_format: FrameFormat,
+        n_antennas: int,
+        max_cfo_hz: float,
+        false_alarms_per_sample: float = 1e-10,
+    ) -> None:
+        self.frame_format = frame_format
+        self.n_antennas = n_antennas
+        self.max_cfo_hz = max_cfo_hz
+        self._detector = PreambleDetector(
+            sync_sequence(frame_format),
+            sample_rate_hz=frame_format.sample_rate_hz,
+            n_antennas=n_antennas,
+            max_cfo_hz=max_cfo_hz,
+            false_alarms_per_sample=false_alarms_per_sample,
+            min_distance_samples=frame_format.used_samples // 2,
+        )
+        self.delay_samples = self._detector.latency_samples + frame_format.beacon_samples
+        self.refused = 0
+        self._history = np.zeros((n_antennas, self.delay_samples), np.complex64)
+        self._end = 0
+        self._pending: list[Preamble] = []
+        self._last: tuple[int, int] | None = None
+
+    def process(self, samples: np.ndarray) -> tuple[np.ndarray, list[FrameStart]]:
+        """Take the next samples of the stream.
+
+        Args:
+            samples: complex64, (n_antennas, n).
+
+        Returns:
+            The stream delayed by `delay_samples` (zeros first), complex64 (n_antennas, n), and the frames found;
+            each frame's start is still ahead of, or inside, the delayed samples returned with it.
+        """
+        joined = np.concatenate([self._history, samples], axis=1)
+        self._history = joined[:, samples.shape[1] :]
+        self._end += samples.shape[1]
+        self._pending += self._detector.process(samples)
+        return joined[:, : samples.shape[1]], self._read_headers(joined)
+
+    def interrupt(self) -> list[FrameStart]:
+        """Close the part of the stream processed so far, because samples are missing before the next one.
+
+        Beacons that are not complete are forgotten; the delayed stream goes on unbroken.
+
+        Returns:
+            The last frames before the gap.
+        """
+        self._pending += self._detector.flush()
+        frames = self._read_headers(self._history)
+        self._pending = []
+        self._last = None
+        self._detector.restart(self._end)
+        return frames
+
+    def _read_headers(self, held: np.ndarray) -> list[FrameStart]:
+        fmt = self.frame_format
+        first = self._end - held.shape[1]
+        ready = [p for p in self._pending if p.start + fmt.beacon_samples <= self._end]
+        self._pending = [p for p in self._pending if p.start + fmt.beacon_samples > self._end]
+        frames = []
+        for found in ready:
+            begin = found.start - first
+            part = held[:, begin : begin + fmt.beacon_samples]
+            header = read_header(rotate(part, found.cfo_hz, fmt.sample_rate_hz), fmt, found.fraction)
+            number = header.frame_number
+            counted = number is None
+            if number is None:
+                number = self._count_on(found.start)
+            if number is None:
+                self.refused += 1
+                continue
+            if not counted:
+                self._last = (number, found.start)
+            frames.append(
+                FrameStart(
+                    found.start,
+                    found.fraction,
+                    found.cfo_hz,
+                    found.metric,
+                    found.snr_db,
+                    number,
+                    counted,
+                    header.symbols,
+                )
+            )
+        return frames
+
+    def _count_on(self, start: int) -> int | None:
+        """Frame number at a start that lies whole frame lengths behind the last frame whose header was read."""
+        if self._last is None:
+            return None
+        number, last_start = self._last
+        frames, remainder = divmod(
+            start - last_start + self.frame_format.frame_samples // 2, self.frame_format.frame_samples
+        )
+        slack = abs(remainder - self.frame_format.frame_samples // 2)
+        return number + frames if frames > 0 and slack <= self.frame_format.cp_samples // 2 else None
+
+
+@dataclass(frozen=True)
+class AccessSlot:
+    """What one access slot delivered.
+
+    Attributes:
+        frame: the frame it belongs to.
+        snapshots: complex64, (Lp, antennas * n_groups).
+        noise_power: estimated noise power per snapshot entry.
+    """
+
+    frame: FrameStart
+    snapshots: np.ndarray
+    noise_power: float
+
+
+class AccessSlotCutter:
+    """Cuts access slot and noise slot out of a stream at the frames announced to it.
+
+    Args:
+        frame_format: numerology and slots.
+        n_antennas: receive antennas.
+        preamble_lengths: length sent in frame f is preamble_lengths[f % len(preamble_lengths)].
+    """
+
+    def __init__(self, frame_format: FrameFormat, n_antennas: int, preamble_lengths: Sequence[int]) -> None:
+        for length in preamble_lengths:
+            frame_format.symbols_of_length(length)
+        self.frame_format = frame_format
+        self.n_antennas = n_antennas
+        self.preamble_lengths = tuple(preamble_lengths)
+        self._index = 0
+        self._open: list[tuple[FrameStart, np.ndarray]] = []
+
+    def length_of(self, frame_number: int) -> int:
+        """Preamble length sent in a frame."""
+        return self.preamble_lengths[frame_number % len(self.preamble_lengths)]
+
+    def announce(self, frame: FrameStart) -> None:
+        """Ask for the slots of a frame whose start is not behind the samples processed so far."""
+        if frame.start < self._index:
+            raise ValueError(f"frame at sample {frame.start} announced late: the stream is at {self._index}")
+        span = self.frame_format.used_samples - self.frame_format.access_start
+        self._open.append((frame, np.empty((self.n_antennas, span), np.complex64)))
+
+    def process(self, samples: np.ndarray) -> list[AccessSlot]:
+        """Take the next samples, complex64 (n_antennas, n); returns the slots that became complete."""
+        begin, end = self._index, self._index + samples.shape[1]
+        self._index = end
+        done, still_open = [], []
+        for frame, window in self._open:
+            first = frame.start + self.frame_format.access_start
+            low, high = max(begin, first), min(end, first + window.shape[1])
+            if low < high:
+                window[:, low - first : high - first] = samples[:, low - begin : high - begin]
+            if end >= first + window.shape[1]:
+                done.append(self._demodulate(frame, window))
+            else:
+                still_open.append((frame, window))
+        self._open = still_open
+        return done
+
+    def interrupt(self) -> list[FrameStart]:
+        """Drop the frames still open, as samples are missing from here on; returns them."""
+        dropped = [frame for frame, _ in self._open]
+        self._open = []
+        return dropped
+
+    def _demodulate(self, frame: FrameStart, window: np.ndarray) -> AccessSlot:
+        fmt = self.frame_format
+        level = rotate(window, frame.cfo_hz, fmt.sample_rate_hz)
+        snapshots = receive_access(level, fmt, self.length_of(frame.frame_number), frame.fraction)
+        return AccessSlot(frame, snapshots, noise_power(level[:, fmt.noise_start - fmt.access_start :], fmt))

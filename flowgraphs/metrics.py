@@ -1,0 +1,146 @@
+"""What a run measured: error probabilities, synchronisation against truth, latencies, losses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..models.statistics import mean_ci95
+from .runfolder import RunFolder, unpack_users
+from .scenario import Scenario
+
+STAGES = ("synchronise", "cut", "queue", "detect", "total")
+
+
+def run_metrics(
+    folder: RunFolder,
+    scenario: Scenario,
+    counts: dict[str, Any],
+    truth_folder: RunFolder | None = None,
+) -> dict[str, Any]:
+    """Compute metrics.json of a run or replay from its tables.
+
+    Args:
+        folder: holds the decisions.
+        scenario: of the run.
+        counts: what the blocks counted.
+        truth_folder: holds the truth; None: the same folder.
+
+    Returns:
+        Plain values.
+    """
+    source = truth_folder or folder
+    decisions = folder.rows(folder.decisions)
+    truth = source.rows(source.truth) if source.truth.is_file() else None
+    metrics: dict[str, Any] = {"counts": counts, "latency_ms": latencies(decisions)}
+    if truth is not None:
+        known = matched(decisions, truth)
+        rows, sent = decisions[known[0]], truth[known[1]]
+        metrics["frames"] = {
+            "sent": len(truth),
+            "decided": len(decisions),
+            "matched": len(rows),
+            "missed": len(truth) - len(rows) - counts.get("slots_dropped", 0),
+            "false": len(decisions) - len(rows),
+            "counted_on": int(np.count_nonzero(decisions["counted"])),
+        }
+        active = unpack_users(sent["active"], scenario.users.n_users)
+        metrics["detection"] = detection(rows, active, scenario)
+        metrics["synchronisation"] = synchronisation(rows, sent, source, scenario)
+    return metrics
+
+
+def matched(decisions: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of decisions and of truth that belong to the same frame; int index arrays of equal length."""
+    _, left, right = np.intersect1d(decisions["frame"], truth["frame"], return_indices=True)
+    order = np.argsort(left)
+    return left[order], right[order]
+
+
+def detection(rows: np.ndarray, active: np.ndarray, scenario: Scenario) -> dict[str, Any]:
+    """Error probability per user decision, by preamble length, with 95 % intervals over slots."""
+    decided = unpack_users(rows["active"], scenario.users.n_users)
+    result = {}
+    for length in sorted(set(rows["length"].tolist())):
+        at = rows["length"] == length
+        wrong = decided[at] != active[at]
+        result[str(length)] = {
+            "slots": int(at.sum()),
+            "error_probability": interval(wrong.mean(axis=1), scenario.users.n_users),
+            "missed": ratio((wrong & active[at]).sum(), active[at].sum()),
+            "false_alarms": ratio((wrong & ~active[at]).sum(), (~active[at]).sum()),
+        }
+    return result
+
+
+def interval(per_slot: np.ndarray, n_users: int) -> list[float]:
+    """Mean and 95 % interval over slots: [mean, low, high]."""
+    estimate = mean_ci95(per_slot, 1 / n_users)
+    return [float(estimate.value), float(estimate.low), float(estimate.high)]
+
+
+def ratio(part: int, whole: int) -> float | None:
+    """Share, or None where there is nothing to share."""
+    return float(part / whole) if whole else None
+
+
+def synchronisation(
+    rows: np.ndarray, sent: np.ndarray, source: RunFolder, scenario: Scenario
+) -> dict[str, Any]:
+    """Estimates of timing and carrier offset against truth."""
+    if not len(rows):
+        return {}
+    timing = rows["sample_time"] + rows["fraction"] - sent["arrival"]
+    truth = source.read_json(source.run_json)["radio"].get("truth", {})
+    cfo = rows["cfo_hz"] - truth.get("cfo_hz", 0.0)
+    return {
+        "timing_error_samples": spread(timing),
+        "cfo_error_hz": spread(cfo),
+        "cfo_true_hz": truth.get("cfo_hz", 0.0),
+        "beacon_snr_db": spread(rows["snr_db"]),
+        "noise_power_estimated_over_true": spread(
+            rows["noise_power"] / (scenario.noise_power * truth.get("gain", 1.0) ** 2)
+        ),
+    }
+
+
+def spread(values: np.ndarray) -> dict[str, float]:
+    """Mean, standard deviation, and extreme values."""
+    return {
+        "mean": float(np.mean(values)),
+        "std": float(np.std(values)),
+        "min": float(np.min(values)),
+        "max": float(np.max(values)),
+    }
+
+
+def stage_latencies_ms(decisions: np.ndarray) -> dict[str, np.ndarray]:
+    """Host time that each decision spent in each stage, in milliseconds; (rows,) per stage.
+
+    synchronise: from the arrival of the frame's first sample to its tag; cut: to the demodulated slot;
+    queue: waiting for the detector; detect: its computation; total: all of it.
+    """
+    ms = 1e-6
+    detect = decisions["detect_s"] * 1e3
+    return {
+        "synchronise": (decisions["tagged_ns"] - decisions["heard_ns"]) * ms,
+        "cut": (decisions["cut_ns"] - decisions["tagged_ns"]) * ms,
+        "queue": (decisions["decided_ns"] - decisions["cut_ns"]) * ms - detect,
+        "detect": detect,
+        "total": (decisions["decided_ns"] - decisions["heard_ns"]) * ms,
+    }
+
+
+def latencies(decisions: np.ndarray) -> dict[str, dict[str, float]]:
+    """Median, 99th percentile and maximum per stage."""
+    if not len(decisions):
+        return {}
+    return {
+        stage: {
+            "p50": float(np.percentile(values, 50)),
+            "p99": float(np.percentile(values, 99)),
+            "max": float(values.max()),
+        }
+        for stage, values in stage_latencies_ms(decisions).items()
+    }

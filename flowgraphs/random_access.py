@@ -1,0 +1,116 @@
+"""The random-access link as a GNU Radio flowgraph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..blocks.access_slot_receiver import AccessSlotReceiver
+from ..blocks.activity_detector import ActivityDetector
+from ..blocks.frame_synchroniser import FrameSynchroniser
+from ..blocks.frame_transmitter import FrameTransmitter
+from ..blocks.message_collector import MessageCollector, Receiver
+from ..blocks.runtime import Failsafe, gr
+from ..blocks.sigmf_sink import SigmfSink
+from ..blocks.user_transmitter import UserTransmitter
+from ..hardware.radio import Radio
+from ..models.uad.detectors.base import Detector
+from .scenario import Scenario
+
+
+class RandomAccess(gr.top_block):
+    """Transmitters, radio, receiver, and the sinks of one random-access run.
+
+    Every block is an attribute or in `nodes`: GNU Radio holds no reference of its own to Python blocks.
+
+    Args:
+        scenario: numerology, users, synchronisation.
+        radio: configured; one that cannot transmit (a recording) gets no transmitters.
+        detector: decides on activity.
+        n_frames: frames to send.
+        tail_samples: silence after the last frame.
+        rx_sink: records the antenna streams, or None.
+        tx_sink: records the transmitted stream, or None.
+        receivers: functions called with each message, by port: `frames`, `truth`, `decisions`, `dropped`.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario,
+        radio: Radio,
+        detector: Detector,
+        *,
+        n_frames: int = 0,
+        tail_samples: int = 0,
+        rx_sink: SigmfSink | None = None,
+        tx_sink: SigmfSink | None = None,
+        receivers: dict[str, Receiver] | None = None,
+    ) -> None:
+        gr.top_block.__init__(self, "semair random access")
+        fmt, users = scenario.frame, scenario.users
+        n_antennas = scenario.radio.n_antennas
+        self.radio = radio
+        self.source = radio.source()
+        self.synchroniser = FrameSynchroniser(
+            fmt, n_antennas, scenario.max_cfo_hz, scenario.sync.false_alarms_per_sample
+        )
+        self.slot_receiver = AccessSlotReceiver(fmt, n_antennas, users.preamble_lengths)
+        self.activity_detector = ActivityDetector(
+            detector, fmt.max_preamble_length, scenario.n_snapshots, users.preamble_lengths
+        )
+        self.nodes: list[Any] = [self.source, self.synchroniser, self.slot_receiver, self.activity_detector]
+        for port in range(n_antennas):
+            self.connect((self.source, port), (self.synchroniser, port))
+            self.connect((self.synchroniser, port), (self.slot_receiver, port))
+        self.connect(self.slot_receiver, self.activity_detector)
+        if radio.capabilities.n_tx:
+            self._add_transmitters(scenario, n_frames, tail_samples, tx_sink)
+        if rx_sink is not None:
+            self.nodes.append(rx_sink)
+            for port in range(n_antennas):
+                self.connect((self.source, port), (rx_sink, port))
+        self._collect(receivers or {})
+
+    def _add_transmitters(
+        self, scenario: Scenario, n_frames: int, tail_samples: int, tx_sink: SigmfSink | None
+    ) -> None:
+        users = scenario.users
+        self.frame_transmitter = FrameTransmitter(
+            scenario.frame, n_frames, scenario.beacon_amplitude, tail_samples
+        )
+        self.user_transmitter = UserTransmitter(
+            scenario.frame, scenario.preambles(), users.activity, users.preamble_lengths, scenario.seed
+        )
+        sink = self.radio.sink()
+        self.nodes += [self.frame_transmitter, self.user_transmitter]
+        self.connect(self.frame_transmitter, (sink, 0))
+        self.msg_connect((self.frame_transmitter, "frames"), (self.user_transmitter, "frames"))
+        self.msg_connect((self.user_transmitter, "bursts"), (sink, "bursts"))
+        if tx_sink is not None:
+            self.nodes.append(tx_sink)
+            self.connect(self.frame_transmitter, tx_sink)
+
+    def _collect(self, receivers: dict[str, Receiver]) -> None:
+        ports = {
+            "frames": self.synchroniser,
+            "dropped": self.slot_receiver,
+            "decisions": self.activity_detector,
+            "truth": getattr(self, "user_transmitter", None),
+        }
+        for port, receiver in receivers.items():
+            if ports[port] is not None:
+                collector = MessageCollector(receiver)
+                self.nodes.append(collector)
+                self.msg_connect((ports[port], port), (collector, "in"))
+
+    def failure(self) -> BaseException | None:
+        """The first error that a block met, or None."""
+        return first_failure(self.nodes)
+
+
+def first_failure(nodes: Sequence[Any]) -> BaseException | None:
+    """The first error that one of the blocks met, or None."""
+    for node in nodes:
+        if isinstance(node, Failsafe) and node.failure is not None:
+            return node.failure
+    return None

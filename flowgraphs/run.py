@@ -1,0 +1,506 @@
+"""Running the random-access link live, and replaying it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..blocks.sigmf_sink import SigmfSink
+from ..blocks.waveforms.access import access_burst
+from ..captures.collection import write_collection
+from ..captures.writer import RecordingWriter
+from ..errors import RecordingError, ReplayMismatch, ScenarioError
+from ..hardware.loopback import LoopbackRadio
+from ..hardware.radio import Radio, Settings
+from ..hardware.replay import ReplayRadio
+from ..models.uad import detectors
+from ..models.uad.detectors.base import Detector
+from .execute import execute
+from .metrics import run_metrics
+from .random_access import RandomAccess
+from .rowlog import RowLog
+from .runfolder import (
+    DECISION_FIELDS,
+    RX_NAME,
+    TX_BEACON_NAME,
+    TX_USERS_NAME,
+    RunFolder,
+    decision_dtype,
+    pack_users,
+    provenance,
+    truth_dtype,
+    unpack_users,
+)
+from .scenario import Scenario, scenario_dict
+
+KEPT_SNAPSHOTS = 2000
+KEPT_CONSTELLATIONS = 64
+
+
+@dataclass
+class Progress:
+    """State of a run while it runs.
+
+    Attributes:
+        sent: frames sent.
+        decided: access slots decided.
+        dropped: access slots dropped because samples were missing.
+        wrong: wrong user decisions so far.
+        expected: frames to come in all; None where unknown.
+    """
+
+    sent: int = 0
+    decided: int = 0
+    dropped: int = 0
+    wrong: int = 0
+    expected: int | None = None
+
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run went.
+
+    Attributes:
+        folder: where everything lies.
+        metrics: contents of metrics.json.
+        interrupted: ended by Ctrl-C.
+    """
+
+    folder: RunFolder
+    metrics: dict[str, Any]
+    interrupted: bool
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """How a replay compares with the live run.
+
+    Attributes:
+        folder: of the replay.
+        metrics: contents of its metrics.json.
+        detector: which decided.
+        live: decisions of the live run.
+        equal: of these, those the replay reproduced bit for bit (compared only with the live run's detector).
+        extra: decisions the live run did not make (an interrupted run may leave its last frames undecided).
+        air_s: duration of the recording.
+        wall_s: duration of the replay.
+        interrupted: ended by Ctrl-C.
+    """
+
+    folder: RunFolder
+    metrics: dict[str, Any]
+    detector: str
+    live: int
+    equal: int | None
+    extra: int
+    air_s: float
+    wall_s: float
+    interrupted: bool
+
+
+def make_radio(scenario: Scenario) -> Radio:
+    """The radio that a scenario asks for, configured."""
+    return LoopbackRadio(
+        scenario.frame,
+        n_rx=scenario.radio.n_antennas,
+        n_users=scenario.users.n_users,
+        channel=scenario.channel,
+        beacon_channel=scenario.beacon_channel,
+        impairments=scenario.impairments,
+        noise_power=scenario.noise_power,
+        expected_power=scenario.expected_power,
+        user_power_spread_db=scenario.users.power_spread_db,
+        losses=scenario.radio.losses,
+        seed=scenario.seed,
+    )
+
+
+def requested_settings(scenario: Scenario) -> Settings:
+    """What a scenario asks of a radio."""
+    return Settings(scenario.frame.sample_rate_hz, scenario.radio.frequency_hz)
+
+
+def make_detector(
+    scenario: Scenario, name: str | None = None, options: dict[str, Any] | None = None
+) -> Detector:
+    """The scenario's detector, or another one by name, for its preambles and activity."""
+    users = scenario.users
+    # A prior of exactly 0 or 1 would decide without listening.
+    activity = min(max(users.activity, 0.5 / users.n_users), 1 - 0.5 / users.n_users)
+    if name is None:
+        name, options = scenario.detector.name, scenario.detector.options
+    return detectors.make(name, scenario.preambles(), activity, **(options or {}))
+
+
+class _Logs:
+    """Turns messages into rows of the run folder."""
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        scenario: Scenario,
+        stack: ExitStack,
+        arrival: Callable[[float], float] | None,
+    ) -> None:
+        self.n_users = scenario.users.n_users
+        self.progress = Progress()
+        self._arrival = arrival
+        self._access_start = scenario.frame.access_start
+        self._snapshot_items = scenario.frame.max_preamble_length * scenario.n_snapshots
+        self.decisions = stack.enter_context(RowLog(folder.decisions, decision_dtype(self.n_users)))
+        self.snapshots = stack.enter_context(
+            RowLog(folder.snapshots, np.dtype([("frame", "<i8"), ("values", "<c8", (self._snapshot_items,))]))
+        )
+        self.truth = (
+            None if arrival is None else stack.enter_context(RowLog(folder.truth, truth_dtype(self.n_users)))
+        )
+        self._masks: dict[int, np.ndarray] = {}
+        self._constellation: list[np.ndarray] = []
+        self._constellation_path = folder.constellation
+
+    def on_truth(self, fields: dict[str, Any], _: np.ndarray) -> None:
+        """A frame was sent."""
+        assert self.truth is not None and self._arrival is not None
+        row = np.zeros((), self.truth.dtype)
+        row["frame"], row["start"], row["length"] = fields["frame"], fields["start"], fields["length"]
+        row["arrival"] = self._arrival(fields["start"] - self._access_start)
+        row["active"] = pack_users(fields["users"], self.n_users)
+        self.truth.append(row)
+        self._masks[fields["frame"]] = row["active"].copy()
+        self.progress.sent += 1
+
+    def on_decision(self, fields: dict[str, Any], snapshots: np.ndarray) -> None:
+        """A slot was decided."""
+        row = np.zeros((), self.decisions.dtype)
+        for name in self.decisions.dtype.names or ():
+            if name != "active":
+                row[name] = fields[name]
+        row["active"] = pack_users(fields["users"], self.n_users)
+        self.decisions.append(row)
+        if self.snapshots.rows < KEPT_SNAPSHOTS:
+            kept = np.zeros((), self.snapshots.dtype)
+            kept["frame"] = fields["frame"]
+            kept["values"][: len(snapshots)] = snapshots
+            self.snapshots.append(kept)
+        sent = self._masks.pop(fields["frame"], None)
+        if sent is not None:
+            wrong = unpack_users(np.bitwise_xor(row["active"], sent), self.n_users)
+            self.progress.wrong += int(np.count_nonzero(wrong))
+        self.progress.decided += 1
+
+    def on_frame(self, fields: dict[str, Any], symbols: np.ndarray) -> None:
+        """A beacon was heard."""
+        if len(self._constellation) < KEPT_CONSTELLATIONS:
+            self._constellation.append(symbols)
+
+    def on_dropped(self, fields: dict[str, Any], _: np.ndarray) -> None:
+        """A slot was dropped."""
+        self._masks.pop(fields["frame"], None)
+        self.progress.dropped += 1
+
+    def finish(self) -> None:
+        """Write what is not a growing table."""
+        if self._constellation:
+            np.save(self._constellation_path, np.stack(self._constellation))
+
+
+def run_random_access(
+    scenario: Scenario,
+    folder: Path,
+    *,
+    n_frames: int,
+    record: bool = True,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> RunResult:
+    """Run the random-access link and leave a run folder.
+
+    Args:
+        scenario: the experiment.
+        folder: to make.
+        n_frames: frames to send.
+        record: keep the received and the transmitted samples.
+        overwrite: replace an earlier run in this folder.
+        on_progress: called about twenty times a second.
+
+    Returns:
+        Folder, metrics, and whether Ctrl-C ended it.
+
+    Raises:
+        SemairError: anything a user can mend; what was recorded before is kept.
+    """
+    if n_frames < 1:
+        raise ScenarioError(f"frames={n_frames}: at least 1 frame must be sent")
+    detector = make_detector(scenario)
+    radio = make_radio(scenario)
+    requested = requested_settings(scenario)
+    actual = radio.configure(requested)
+    assert isinstance(radio, LoopbackRadio) and radio.air is not None
+    air_truth = radio.air.truth
+    run_folder = RunFolder(folder)
+    run_folder.create(overwrite)
+    run: dict[str, Any] = {
+        "format": 1,
+        "kind": "random-access",
+        **provenance(),
+        "scenario": scenario_dict(scenario),
+        "detector": detector.name,
+        "frames": n_frames,
+        "radio": {
+            "kind": radio.kind,
+            "requested": requested.as_dict(),
+            "actual": actual.as_dict(),
+            "capabilities": asdict(radio.capabilities),
+            "facts": radio.facts(),
+            "truth": air_truth.as_dict(),
+        },
+    }
+    run_folder.write_json(run_folder.run_json, run)
+    with ExitStack() as stack:
+        logs = _Logs(run_folder, scenario, stack, air_truth.receive_index)
+        logs.progress.expected = n_frames
+        sinks = _sinks(run_folder, scenario, radio, actual) if record else (None, None)
+        flowgraph = RandomAccess(
+            scenario,
+            radio,
+            detector,
+            n_frames=n_frames,
+            tail_samples=_tail(scenario, int(air_truth.receive_index(0)) + 1),
+            rx_sink=sinks[0],
+            tx_sink=sinks[1],
+            receivers={
+                "truth": logs.on_truth,
+                "decisions": logs.on_decision,
+                "dropped": logs.on_dropped,
+                "frames": logs.on_frame,
+            },
+        )
+        begin = time.monotonic()
+        try:
+            interrupted = execute(
+                flowgraph,
+                flowgraph.failure,
+                (lambda: on_progress(logs.progress)) if on_progress else None,
+            )
+        finally:
+            wall_s = time.monotonic() - begin
+            logs.finish()
+    if record:
+        _write_users_waveforms(run_folder, scenario)
+        names = {"bs-rx": RX_NAME, "tx-beacon": TX_BEACON_NAME, "tx-users": TX_USERS_NAME}
+        write_collection(folder, _collection_name(scenario), names, {})
+    counts = {
+        **_receiver_counts(flowgraph),
+        "lost_samples_injected": flowgraph.source.lost_samples,
+        "late_bursts": radio.air.late_bursts,
+        "clipped_samples": radio.air.clipped_samples.tolist(),
+        "interrupted": interrupted,
+        "wall_s": wall_s,
+    }
+    metrics = run_metrics(run_folder, scenario, counts)
+    run_folder.write_json(run_folder.metrics, metrics)
+    return RunResult(run_folder, metrics, interrupted)
+
+
+def replay_run(
+    folder: Path,
+    *,
+    detector: str | None = None,
+    options: dict[str, Any] | None = None,
+    on_progress: OnProgress | None = None,
+    until_frames: int | None = None,
+) -> ReplayResult:
+    """Drive the receiver with the recording of a run.
+
+    Args:
+        folder: of the run.
+        detector: another detector than the run's; None: the same, whose decisions must come out bit for bit.
+        options: of that detector.
+        on_progress: called about twenty times a second.
+        until_frames: stop after so many decisions; None: the whole recording.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        ReplayMismatch: the same detector decided otherwise on some frame.
+        SemairError: folder or recording do not fit.
+    """
+    live_folder = RunFolder(folder)
+    if not live_folder.path.is_dir():
+        raise RecordingError(f"{folder} is not a folder; give the folder of a run")
+    scenario = live_folder.scenario()
+    engine = make_detector(scenario, detector, options)
+    live_name = str(live_folder.read_json(live_folder.run_json)["detector"])
+    same = detector is None or (detector == live_name and not options)
+    radio = ReplayRadio(live_folder.recording, _tail(scenario, 0))
+    if radio.capabilities.n_rx != scenario.radio.n_antennas:
+        raise RecordingError(
+            f"{live_folder.recording}: core:num_channels is {radio.capabilities.n_rx}, the scenario has "
+            f"radio.n_antennas={scenario.radio.n_antennas}; replay it with the scenario it was recorded with"
+        )
+    actual = radio.configure(requested_settings(scenario))
+    replay_folder = live_folder.replay("same" if same else engine.name)
+    if replay_folder.path.is_dir():
+        for item in replay_folder.path.iterdir():
+            item.unlink()
+    replay_folder.path.mkdir(parents=True, exist_ok=True)
+    replay_folder.write_json(
+        replay_folder.run_json,
+        {
+            "format": 1,
+            "kind": "random-access replay",
+            **provenance(),
+            "scenario": scenario_dict(scenario),
+            "detector": engine.name,
+            "options": options or {},
+            "radio": {"kind": radio.kind, "actual": actual.as_dict(), "facts": radio.facts()},
+        },
+    )
+    with ExitStack() as stack:
+        logs = _Logs(replay_folder, scenario, stack, None)
+        logs.progress.expected = len(live_folder.rows(live_folder.decisions))
+        flowgraph = RandomAccess(
+            scenario,
+            radio,
+            engine,
+            receivers={"decisions": logs.on_decision, "dropped": logs.on_dropped, "frames": logs.on_frame},
+        )
+        begin = time.monotonic()
+        interrupted = execute(
+            flowgraph,
+            flowgraph.failure,
+            (lambda: on_progress(logs.progress)) if on_progress else None,
+            (lambda: logs.progress.decided >= until_frames) if until_frames else None,
+        )
+        wall_s = time.monotonic() - begin
+        logs.finish()
+    counts = {**_receiver_counts(flowgraph), "interrupted": interrupted, "wall_s": wall_s}
+    live_rows = live_folder.rows(live_folder.decisions)
+    rows = replay_folder.rows(replay_folder.decisions)
+    equal, extra, different = compare_decisions(live_rows, rows)
+    metrics = run_metrics(replay_folder, scenario, counts, truth_folder=live_folder)
+    replay_folder.write_json(replay_folder.metrics, metrics)
+    result = ReplayResult(
+        replay_folder,
+        metrics,
+        engine.name,
+        len(live_rows),
+        equal if same else None,
+        extra,
+        radio.recording.n_samples / scenario.frame.sample_rate_hz,
+        wall_s,
+        interrupted,
+    )
+    if same and equal < len(live_rows) and not interrupted and until_frames is None:
+        raise ReplayMismatch(
+            f"{folder}: {len(live_rows) - equal} of {len(live_rows)} decisions were not reproduced "
+            f"(first: frame {different[0]}); the recording was altered, or the software or its libraries changed "
+            "since the run (compare versions in run.json)"
+        )
+    return result
+
+
+def compare_decisions(live: np.ndarray, replayed: np.ndarray) -> tuple[int, int, list[int]]:
+    """Compare two tables of decisions, field by field and bit by bit.
+
+    Returns:
+        Live decisions that were reproduced, decisions that only the replay made, and the frames of the live
+        decisions that were not reproduced.
+    """
+    by_place = {(int(row["sample_time"]), int(row["frame"])): row for row in replayed}
+    equal, different = 0, []
+    for row in live:
+        other = by_place.pop((int(row["sample_time"]), int(row["frame"])), None)
+        if other is not None and all(
+            row[name].tobytes() == other[name].tobytes() for name in DECISION_FIELDS
+        ):
+            equal += 1
+        else:
+            different.append(int(row["frame"]))
+    return equal, len(by_place), different
+
+
+def _tail(scenario: Scenario, delay_samples: int) -> int:
+    """Silence that lets the receiver finish the last frame, whole output chunks of its blocks included."""
+    return delay_samples + 3 * scenario.frame.frame_samples + 6 * 16384
+
+
+def _collection_name(scenario: Scenario) -> str:
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in scenario.name)
+
+
+def _receiver_counts(flowgraph: RandomAccess) -> dict[str, Any]:
+    synchroniser = flowgraph.synchroniser
+    return {
+        "frames_found": synchroniser.found,
+        "headers_refused": synchroniser.refused,
+        "gaps": synchroniser.gaps,
+        "lost_samples": synchroniser.lost_samples,
+        "slots_dropped": flowgraph.slot_receiver.dropped,
+        "slots_decided": flowgraph.activity_detector.decided,
+        "sync_delay_samples": synchroniser.delay_samples,
+    }
+
+
+def _sinks(
+    folder: RunFolder, scenario: Scenario, radio: Radio, actual: Settings
+) -> tuple[SigmfSink, SigmfSink]:
+    common = {"path": radio.capabilities.path, "origin": "sim", "seed": scenario.seed}
+    receive = SigmfSink(
+        folder.path,
+        RX_NAME,
+        radio.capabilities.n_rx,
+        actual.sample_rate_hz,
+        actual.frequency_hz,
+        radio.capabilities.datatype,
+        description=f"base station antennas, scenario {scenario.name}",
+        global_fields={**common, "role": "bs-rx"},
+    )
+    transmit = SigmfSink(
+        folder.path,
+        TX_BEACON_NAME,
+        1,
+        actual.sample_rate_hz,
+        actual.frequency_hz,
+        "cf32_le",
+        description="transmitted beacon stream",
+        global_fields={**common, "role": "tx-beacon"},
+    )
+    return receive, transmit
+
+
+def _write_users_waveforms(folder: RunFolder, scenario: Scenario) -> None:
+    """Every burst that occurred, once per user and length, annotated; truth.npy says when each was sent."""
+    truth = folder.rows(folder.truth)
+    active = unpack_users(truth["active"], scenario.users.n_users)
+    preambles = scenario.preambles()
+    with RecordingWriter(
+        folder.path,
+        TX_USERS_NAME,
+        n_channels=1,
+        datatype="cf32_le",
+        sample_rate_hz=scenario.frame.sample_rate_hz,
+        frequency_hz=scenario.radio.frequency_hz,
+        description="waveforms of the users' bursts, one after another; the annotations name user and length",
+        global_fields={"path": "loopback", "origin": "sim", "role": "tx-users", "seed": scenario.seed},
+    ) as writer:
+        place = 0
+        for length in sorted(set(truth["length"].tolist())):
+            for user in np.flatnonzero(active[truth["length"] == length].any(axis=0)):
+                burst = access_burst(scenario.frame, preambles[:length, user])
+                writer.write(burst[None])
+                writer.annotate(place, len(burst), f"user {user} L {length}")
+                place += len(burst)
+        if place == 0:
+            # A run in which nobody was active still has its recording, one silent symbol long.
+            writer.write(np.zeros((1, scenario.frame.symbol_samples), np.complex64))

@@ -1,0 +1,251 @@
+"""Scenarios: everything an experiment depends on, in one validated file.
+
+A scenario is a TOML file. Shipped ones are named by their stem (`lab`, `paper`); own ones by path. Any field
+can be overridden on the command line as `section.field=value`.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..blocks.waveforms.frame import FrameFormat
+from ..blocks.waveforms.impairments import Impairments
+from ..errors import ScenarioError
+from ..models.channels import ChannelConfig
+from ..models.uad.preambles import qpsk_preambles
+
+SHIPPED = Path(__file__).parent / "scenarios"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Users(_Section):
+    """Who may send, how often, and what."""
+
+    n_users: int = Field(128, ge=1, le=4096, description="users with a preamble of their own")
+    activity: float = Field(0.1, ge=0, le=1, description="probability that a user is active in a frame")
+    preamble_lengths: tuple[int, ...] = Field(
+        (8, 10, 12, 14, 16),
+        min_length=1,
+        description="preamble symbols sent, frame after frame in turn",
+    )
+    preamble_seed: int = Field(1, ge=0, description="seed of the 4QAM preamble pool")
+    power_spread_db: float = Field(
+        0.0, ge=0, le=30, description="standard deviation of the users' received powers"
+    )
+
+
+class Link(_Section):
+    """Received signal-to-noise ratios, on average over fading."""
+
+    access_snr_db: float = Field(
+        10.0, ge=-30, le=60, description="total over all active users, per access cell"
+    )
+    beacon_snr_db: float = Field(10.0, ge=-30, le=60, description="of the beacon, per antenna and sample")
+
+
+class RadioSection(_Section):
+    """The radio and what is asked of it."""
+
+    kind: Literal["loopback"] = Field("loopback", description="backend")
+    frequency_hz: float = Field(3.5e9, gt=0, le=1e11, description="centre frequency")
+    n_antennas: int = Field(4, ge=1, le=256, description="receive antennas of the base station")
+    losses: tuple[tuple[int, int], ...] = Field(
+        (), description="loopback only: [sample, count] pairs of samples that vanish, as in an overflow"
+    )
+
+
+class Sync(_Section):
+    """Frame synchronisation."""
+
+    max_cfo_ppm: float = Field(5.0, ge=0, le=100, description="largest carrier offset to search, either sign")
+    false_alarms_per_sample: float = Field(
+        1e-10, gt=0, lt=0.1, description="of the beacon's detector in noise"
+    )
+
+
+class DetectorSection(_Section):
+    """Who decides on activity."""
+
+    name: str = Field("cd", description="one of `semair.models.uad.detectors`")
+    options: dict[str, Any] = Field({}, description="options of this detector")
+
+
+class Scenario(_Section):
+    """One experiment of random access."""
+
+    name: str = Field(min_length=1, description="for people and folders")
+    description: str = ""
+    seed: int = Field(1, ge=0, description="of activity, channel, impairments and noise")
+    level: Literal["perfect", "cabled", "wireless"] = Field(
+        "cabled", description="preset of [impairments], whose single values may be overridden there"
+    )
+    frame: FrameFormat = FrameFormat()
+    users: Users = Users()
+    link: Link = Link()
+    radio: RadioSection = RadioSection()
+    channel: ChannelConfig = ChannelConfig()
+    beacon_channel: ChannelConfig = ChannelConfig()
+    impairments: Impairments = Impairments()
+    sync: Sync = Sync()
+    detector: DetectorSection = DetectorSection()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        level = data.get("level", "cabled")
+        given = data.get("impairments", {})
+        if level not in ("perfect", "cabled", "wireless") or not isinstance(given, dict):
+            return data
+        return {**data, "impairments": {**Impairments.preset(level).model_dump(), **given}}
+
+    @field_validator("users")
+    @classmethod
+    def _lengths(cls, users: Users) -> Users:
+        if min(users.preamble_lengths) < 1:
+            raise ValueError(f"preamble_lengths={list(users.preamble_lengths)}: lengths start at 1")
+        return users
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Scenario:
+        longest = max(self.users.preamble_lengths)
+        if longest > self.frame.max_preamble_length:
+            raise ValueError(
+                f"users.preamble_lengths holds {longest}, but the access slot has room for "
+                f"frame.max_preamble_length={self.frame.max_preamble_length}"
+            )
+        return self
+
+    @property
+    def n_snapshots(self) -> int:
+        """Snapshots per access slot, M = antennas * groups."""
+        return self.radio.n_antennas * self.frame.n_groups
+
+    @property
+    def max_cfo_hz(self) -> float:
+        """Largest carrier offset to search."""
+        return self.sync.max_cfo_ppm * 1e-6 * self.radio.frequency_hz
+
+    @property
+    def noise_power(self) -> float:
+        """Noise power per complex sample when each user's cell arrives with mean power 1.
+
+        Total received SNR of the ensemble: activity * users / noise. A scenario without activity takes the noise
+        that one active user would.
+        """
+        active = max(self.users.activity * self.users.n_users, 1.0)
+        return active / 10 ** (self.link.access_snr_db / 10)
+
+    @property
+    def beacon_amplitude(self) -> float:
+        """Root mean square of the beacon on the same scale."""
+        return float(np.sqrt(self.noise_power * 10 ** (self.link.beacon_snr_db / 10)))
+
+    @property
+    def expected_power(self) -> float:
+        """Mean received power in the strongest slot, for the receiver's level."""
+        cells = self.frame.n_groups * self.frame.group_width / self.frame.n_fft
+        return max(self.beacon_amplitude**2, self.users.activity * self.users.n_users * cells)
+
+    def preambles(self) -> np.ndarray:
+        """The preamble pool; complex64, (max_preamble_length, users)."""
+        rng = np.random.default_rng(self.users.preamble_seed)
+        return qpsk_preambles(self.users.n_users, self.frame.max_preamble_length, rng)
+
+
+def shipped_scenarios() -> dict[str, Path]:
+    """Scenarios that come with semair, by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
+
+
+def load_scenario(source: str | Path, overrides: tuple[str, ...] | list[str] = ()) -> Scenario:
+    """Read and check a scenario.
+
+    Args:
+        source: name of a shipped scenario, or path of a TOML file.
+        overrides: `section.field=value` texts, values in TOML or plain words.
+
+    Raises:
+        ScenarioError: the file is missing or no TOML, or a field is wrong; names the field's path, what was
+            given, and what is allowed.
+    """
+    shipped = shipped_scenarios()
+    path = shipped.get(str(source), Path(source))
+    if not path.is_file():
+        raise ScenarioError(
+            f"scenario {str(source)!r} is neither a file nor a shipped scenario ({', '.join(shipped)})"
+        )
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ScenarioError(f"{path}: not a TOML file: {error}") from error
+    for text in overrides:
+        _override(data, text)
+    return parse_scenario(data, str(path))
+
+
+def parse_scenario(data: dict[str, Any], origin: str) -> Scenario:
+    """Check plain values as a scenario; `origin` names them in errors."""
+    try:
+        return Scenario.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        raise ScenarioError(f"{origin}: " + "; ".join(lines)) from error
+
+
+def scenario_dict(scenario: Scenario) -> dict[str, Any]:
+    """Plain values that `parse_scenario` takes back."""
+    return json.loads(scenario.model_dump_json())
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ScenarioError(
+            f"override {text!r} is not of the form section.field=value, e.g. users.activity=0.2"
+        )
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    place = data
+    for part in parts[:-1]:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise ScenarioError(f"override {text!r}: {part} is a value and has no fields")
+    place[parts[-1]] = parsed
+
+
+def _explain(detail: Any) -> str:
+    """One wrong field as: path, what was given, what is allowed."""
+    path = ".".join(str(part) for part in detail["loc"])
+    given = detail.get("input")
+    kind = detail["type"]
+    allowed = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind == "extra_forbidden":
+        section = _fields_at(detail["loc"][:-1])
+        return f"{path}: unknown field; allowed here: {', '.join(section)}"
+    if kind == "missing":
+        return f"{path}: missing; it must be given"
+    if kind in ("value_error", "assertion_error"):
+        return f"{path}: {allowed}" if path else allowed
+    text = repr(given) if not isinstance(given, dict) else "a table"
+    return f"{path}: given {text}, allowed: {allowed}"
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    model: Any = Scenario
+    for part in location:
+        model = model.model_fields[part].annotation
+    return list(model.model_fields)

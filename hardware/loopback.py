@@ -1,0 +1,131 @@
+"""The loopback radio: a multi-antenna radio whose air is computed, with the faults of real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..blocks.channel_emulator import ChannelEmulator
+from ..blocks.waveforms.air import Air
+from ..blocks.waveforms.frame import FrameFormat
+from ..blocks.waveforms.impairments import Impairments
+from ..errors import RadioError
+from ..models.channels import ChannelConfig
+from .radio import Capabilities, Radio, RadioInfo, Settings
+
+
+class LoopbackRadio(Radio):
+    """Beacon and users' bursts go in, the antenna signals of the base station come out.
+
+    Everything random follows from one seed: the same seed gives the same samples, bit for bit.
+
+    Args:
+        frame_format: numerology; the emulator reads frame tags with it.
+        n_rx: receive antennas.
+        n_users: users whose bursts may come.
+        channel: of the users.
+        beacon_channel: of the beacon.
+        impairments: of the radios on both sides.
+        noise_power: per complex sample at each antenna.
+        expected_power: mean received power per sample without noise, for the receiver's level.
+        user_power_spread_db: standard deviation of the users' received powers.
+        losses: (sample, count) pairs of samples that vanish, as in an overflow.
+        seed: of channel, impairments and noise.
+        with_users: wait for one message of users' bursts per frame.
+    """
+
+    kind = "loopback"
+
+    def __init__(
+        self,
+        frame_format: FrameFormat,
+        *,
+        n_rx: int,
+        n_users: int,
+        channel: ChannelConfig,
+        beacon_channel: ChannelConfig,
+        impairments: Impairments,
+        noise_power: float,
+        expected_power: float,
+        user_power_spread_db: float = 0.0,
+        losses: Sequence[tuple[int, int]] = (),
+        seed: int = 0,
+        with_users: bool = True,
+    ) -> None:
+        self._frame_format = frame_format
+        self._losses = tuple(losses)
+        self._with_users = with_users
+        self._block: ChannelEmulator | None = None
+        self._settings: Settings | None = None
+        self._air_options: dict[str, Any] = {
+            "channel": channel,
+            "beacon_channel": beacon_channel,
+            "impairments": impairments,
+            "n_rx": n_rx,
+            "n_users": n_users,
+            "noise_power": noise_power,
+            "expected_power": expected_power,
+            "user_power_spread_db": user_power_spread_db,
+            "seed": seed,
+        }
+        self.air: Air | None = None
+        self.capabilities = Capabilities(
+            n_rx=n_rx,
+            n_tx=1,
+            emulates_users=True,
+            sample_rates_hz=(1e3, 1e9),
+            has_hw_time=True,
+            phase_stable_across_retune=True,
+            overflow_reporting="located",
+            loopback_modes=("emulated",),
+            datatype="cf32_le" if impairments.adc_bits is None else "ci16_le",
+            path="loopback",
+        )
+
+    @classmethod
+    def find(cls) -> list[RadioInfo]:
+        """The loopback radio is always there."""
+        return [RadioInfo("loopback", "loopback", "emulated air between emulated radios, no hardware")]
+
+    def configure(self, requested: Settings) -> Settings:
+        """Take sample rate and frequency; the receive gain follows from the expected level."""
+        low, high = self.capabilities.sample_rates_hz
+        if not low <= requested.sample_rate_hz <= high:
+            raise RadioError(
+                f"sample_rate_hz={requested.sample_rate_hz:g} is outside what the loopback radio does: "
+                f"{low:g} to {high:g}"
+            )
+        if requested.sample_rate_hz != self._frame_format.sample_rate_hz:
+            raise RadioError(
+                f"sample_rate_hz={requested.sample_rate_hz:g} differs from the frame's "
+                f"{self._frame_format.sample_rate_hz:g}; set frame.sample_rate_hz in the scenario"
+            )
+        self.air = Air(
+            sample_rate_hz=requested.sample_rate_hz,
+            centre_frequency_hz=requested.frequency_hz,
+            **self._air_options,
+        )
+        self._settings = Settings(
+            requested.sample_rate_hz, requested.frequency_hz, clock_source="internal", time_source="internal"
+        )
+        return self._settings
+
+    def source(self) -> ChannelEmulator:
+        """The emulator; its outputs are the antennas."""
+        if self._block is None:
+            if self.air is None or self._settings is None:
+                raise RadioError(
+                    "the loopback radio was not configured: call configure() before source() or sink()"
+                )
+            self._block = ChannelEmulator(
+                self.air, self._frame_format, self._settings.frequency_hz, self._losses, self._with_users
+            )
+        return self._block
+
+    def sink(self) -> ChannelEmulator:
+        """The emulator; input 0 takes the beacon, the message port `bursts` the users."""
+        return self.source()
+
+    def facts(self) -> dict[str, Any]:
+        """That nothing here is hardware."""
+        return {"serials": ["loopback"], "driver": "semair loopback"}

@@ -1,0 +1,78 @@
+"""The replay radio: a recording in place of antennas."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..blocks.sigmf_source import SigmfSource
+from ..captures.reader import Recording
+from ..errors import RadioError
+from .radio import Capabilities, Radio, RadioInfo, Settings
+
+
+class ReplayRadio(Radio):
+    """Gives the samples of a recording, with the times and gaps it was recorded with. It cannot transmit.
+
+    Args:
+        path: of the recording.
+        tail_samples: zeros after the end, so that a receiver finishes the last frame.
+    """
+
+    kind = "replay"
+
+    def __init__(self, path: Path | str, tail_samples: int = 0) -> None:
+        self.recording = Recording.open(path)
+        self._tail_samples = tail_samples
+        self._block: SigmfSource | None = None
+        rate = self.recording.sample_rate_hz or 0.0
+        self.capabilities = Capabilities(
+            n_rx=self.recording.n_channels,
+            n_tx=0,
+            emulates_users=False,
+            sample_rates_hz=(rate, rate),
+            has_hw_time=self.recording.segments[0].device_time is not None,
+            phase_stable_across_retune=False,
+            overflow_reporting="located",
+            loopback_modes=(),
+            datatype="ci16_le" if self.recording.datatype == "ci16_le" else "cf32_le",
+            path="sim",
+        )
+
+    @classmethod
+    def find(cls) -> list[RadioInfo]:
+        """Recordings are opened by path; none is searched for."""
+        return [RadioInfo("replay", "PATH", "any SigMF recording in place of antennas")]
+
+    def configure(self, requested: Settings) -> Settings:
+        """Compare what is asked with what was recorded.
+
+        Raises:
+            RadioError: the recording has another sample rate or centre frequency.
+        """
+        recorded = self.recording.sample_rate_hz
+        if recorded is not None and recorded != requested.sample_rate_hz:
+            raise RadioError(
+                f"{self.recording.name}: core:sample_rate is {recorded:g}, the scenario asks for "
+                f"{requested.sample_rate_hz:g}; replay it with the scenario it was recorded with"
+            )
+        frequency = self.recording.frequency_hz
+        if frequency is not None and abs(frequency - requested.frequency_hz) > 1.0:
+            raise RadioError(
+                f"{self.recording.name}: core:frequency is {frequency:g}, the scenario asks for "
+                f"{requested.frequency_hz:g}; replay it with the scenario it was recorded with"
+            )
+        return Settings(requested.sample_rate_hz, requested.frequency_hz)
+
+    def source(self) -> SigmfSource:
+        """The recording's channels."""
+        if self._block is None:
+            self._block = SigmfSource(self.recording, self._tail_samples)
+        return self._block
+
+    def sink(self) -> None:
+        """A recording cannot transmit."""
+
+    def facts(self) -> dict[str, Any]:
+        """Which recording is replayed."""
+        return {"recording": self.recording.name, "sha512": self.recording.sha512}
