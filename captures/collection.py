@@ -221,9 +221,8 @@ def require_stream(path: Path, base: str, expected: str) -> None:
         raise FieldError(
             meta_path,
             "",
-            f"changed after {path.name} was written; restore it from a copy, or write the collection"
-            " again if the"
-            " change is meant",
+            f"changed after {path.name} was written; restore it from a copy, or write the collection again"
+            " if the change is meant",
         )
 
 

@@ -193,8 +193,8 @@ def read_ledger(path: Path) -> Ledger:
             )
         if header["format"] != FORMAT:
             raise RecordingError(
-                f"{path} has format {header['format']}, this version reads {FORMAT}; use the version"
-                " that wrote it"
+                f"{path} has format {header['format']}, this version reads {FORMAT}; use the version that"
+                " wrote it"
             )
         try:
             frame_bytes(header["datatype"], header["n_channels"])

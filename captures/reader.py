@@ -139,8 +139,8 @@ class Recording:
 
     def __repr__(self) -> str:
         return (
-            f"Recording({self.name!r}, {self.datatype}, {self.n_channels} channels, {self.n_samples} samples,"
-            f" {self.sample_rate_hz} Hz)"
+            f"Recording({self.name!r}, {self.datatype}, {self.n_channels} channels, {self.n_samples}"
+            f" samples, {self.sample_rate_hz} Hz)"
         )
 
     @property
@@ -176,8 +176,7 @@ class Recording:
         if start < 0 or count < 0 or start + count > self.n_samples:
             raise RecordingError(
                 f"samples {start} to {start + count} of {self.data_path} were asked for; it has"
-                f" {self.n_samples}:"
-                " ask for a stretch within them"
+                f" {self.n_samples}: ask for a stretch within them"
             )
         size = self.data_path.stat().st_size if self.data_path.exists() else 0
         if size < self.n_samples * self._frame_bytes:
@@ -206,8 +205,7 @@ class Recording:
                 self.data_path,
                 f"global.{keys.SHA512_KEY}",
                 f"the data were changed or damaged, their hash is {actual[:16]}... and"
-                f" {self.meta_path.name} says"
-                f" {self.sha512[:16]}...; restore them from a copy",
+                f" {self.meta_path.name} says {self.sha512[:16]}...; restore them from a copy",
             )
 
     def _count_samples(self, head: _Section) -> int:
@@ -216,8 +214,8 @@ class Recording:
             raise FieldError(
                 self.data_path,
                 "",
-                f"missing; put it beside {self.meta_path.name}, or run recover on {folder} if recording"
-                " was interrupted",
+                f"missing; put it beside {self.meta_path.name}, or run recover on {folder} if recording was"
+                " interrupted",
             )
         size = os.stat(self.data_path).st_size
         if size == 0:
@@ -231,8 +229,7 @@ class Recording:
                 self.data_path,
                 f"global.{keys.DATATYPE_KEY}",
                 f"{size} bytes end within a sample, which takes {self._frame_bytes} ({self.n_channels}"
-                " channels of"
-                f" {self.datatype}); {fix}",
+                f" channels of {self.datatype}); {fix}",
             )
         recorded = head.integer(f"{NAMESPACE}:n_samples", minimum=0)
         field_name = f"global.{NAMESPACE}:n_samples"
@@ -267,8 +264,8 @@ class Recording:
                     self.meta_path,
                     f"{section.where}.{keys.SAMPLE_START_KEY}",
                     f"is {start}, but {self.data_path.name} has {self.n_samples} samples: it was cut;"
-                    " restore it from"
-                    f" a copy, or run recover on {self.meta_path.parent} to keep what is whole",
+                    f" restore it from a copy, or run recover on {self.meta_path.parent} to keep what is"
+                    " whole",
                 )
             if kept and _settings(kept[-1].fields) == _settings(section.fields):
                 continue
@@ -381,8 +378,7 @@ def _refuse_unreadable(meta_path: Path, head: _Section) -> None:
             raise head.error(
                 place,
                 f"the extension {extension['name']} is not optional and not known here, so the samples"
-                " could be"
-                " misread; set optional to true if they can be read without it",
+                " could be misread; set optional to true if they can be read without it",
             )
 
 

@@ -228,9 +228,8 @@ def _keep(find: _Find, place: Path) -> Recording:
     free = storage.free_bytes(place)
     if free < find.n_bytes + storage.PIECE_BYTES:
         raise StorageError(
-            f"recovering {find.source} takes {find.n_bytes} bytes, {free} are free in {place}; free"
-            " space or pass a"
-            " target folder on another disk"
+            f"recovering {find.source} takes {find.n_bytes} bytes, {free} are free in {place}; free space"
+            " or pass a target folder on another disk"
         )
     try:
         sha512 = _copy(find.source, data, find.n_bytes)
@@ -240,9 +239,8 @@ def _keep(find: _Find, place: Path) -> Recording:
         storage.fsync_folder(place)
     except OSError as err:
         raise StorageError(
-            f"{find.source} cannot be recovered into {place}: {err.strerror or err}; free space or pass"
-            " a target folder"
-            " on another disk. The original is unharmed"
+            f"{find.source} cannot be recovered into {place}: {err.strerror or err}; free space or pass a"
+            " target folder on another disk. The original is unharmed"
         ) from err
     finally:
         data.unlink(missing_ok=True)

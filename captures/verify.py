@@ -226,8 +226,7 @@ def _time(recording: Recording) -> Iterator[Finding]:
                 recording.meta_path,
                 f"captures.{recording.segments.index(after)}.{NAMESPACE}:device_time",
                 f"{elapsed} sample periods after the segment before, but {keys.GLOBAL_INDEX_KEY} counts"
-                f" {counted}:"
-                " the length of the gap is in doubt",
+                f" {counted}: the length of the gap is in doubt",
             )
 
 

@@ -255,9 +255,8 @@ class RecordingWriter:
         """
         if lost_samples < 1:
             raise RecordingError(
-                f"lost_samples is {lost_samples}; it must be at least 1. Less means duplicates or a"
-                " clock that stepped"
-                " back: end this recording and start another"
+                f"lost_samples is {lost_samples}; it must be at least 1. Less means duplicates or a clock"
+                " that stepped back: end this recording and start another"
             )
         with self._lock:
             self._require_open()
@@ -362,9 +361,8 @@ class RecordingWriter:
         value = samples[channel, sample]
         raise RecordingError(
             f"channel {channel}, sample {sample} of this write ({self._n_samples + sample} of the"
-            f" recording) is {value};"
-            " only finite samples can be recorded. What was written before is kept: mend the source,"
-            " then go on"
+            f" recording) is {value}; only finite samples can be recorded. What was written before is kept:"
+            " mend the source, then go on"
         )
 
     def _flush_drop(self) -> None:
@@ -506,9 +504,8 @@ class _PartialFiles:
         interrupted = [path for path in (paths.partial_data, paths.journal) if path.exists()]
         if interrupted and not overwrite:
             raise RecordingError(
-                f"{interrupted[0]} is left from an interrupted recording, or one is being made; run"
-                " recover on"
-                f" {paths.folder}, choose another name, or pass overwrite=True to lose it"
+                f"{interrupted[0]} is left from an interrupted recording, or one is being made; run recover"
+                f" on {paths.folder}, choose another name, or pass overwrite=True to lose it"
             )
         if paths.journal.exists() and is_locked(paths.journal):
             raise RecordingError(
@@ -556,8 +553,8 @@ class _PartialFiles:
         storage.write_file(paths.partial_meta, meta)
         if (finished := self._finished()) is not None:
             raise RecordingError(
-                f"{finished} has appeared while recording; the samples are in {paths.partial_data}:"
-                f" run recover on {paths.folder}"
+                f"{finished} has appeared while recording; the samples are in {paths.partial_data}: run"
+                f" recover on {paths.folder}"
             )
         if self.overwrite:
             paths.meta.unlink(missing_ok=True)
@@ -719,15 +716,14 @@ class _Sink:
                 self._publish(False, {"incomplete_reason": why})
                 error = StorageError(
                     f"{what}. {self._n_samples} samples per channel were kept as {paths.meta}, marked as"
-                    " incomplete;"
-                    " open it as usual. Free space or choose another folder before recording again"
+                    " incomplete; open it as usual. Free space or choose another folder before recording"
+                    " again"
                 )
         except (OSError, SemairError) as second:
             where = paths.partial_data if paths.partial_data.exists() else paths.data
             error = StorageError(
-                f"{what}. {self._n_samples} samples per channel are in {where}, but the recording could"
-                " not be closed"
-                f" ({second}). Free space, then run recover on {paths.folder}"
+                f"{what}. {self._n_samples} samples per channel are in {where}, but the recording could not"
+                f" be closed ({second}). Free space, then run recover on {paths.folder}"
             )
         error.__cause__ = cause
         return error
