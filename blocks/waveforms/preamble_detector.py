@@ -38,14 +38,17 @@ _SEGMENT_TURNS = 1 / 16  # within a segment of the exact stage: a loss of 0.06 d
 _PIECE_TURNS = 0.6  # within a piece of the first stage: a loss of 5.9 dB at the largest offset
 _FIRST_STAGE_PASS = 2e-5  # of noise samples, about; each costs some microseconds
 _PARTS = 8
-_EVEN_SHARE = 0.7
-_UNEVEN_BY_NOISE = 1e-4  # of preambles so weak that noise alone makes them look uneven, those refused
+_EVEN_SHARE = 0.65
+_UNEVEN_BY_NOISE = 1e-3  # of preambles so weak that noise alone makes them look uneven, those refused
 _FRACTIONS = np.arange(-2, 3) / 4
 
 
 @dataclass(frozen=True)
 class Preamble:
-    """One preamble found; x_a[start + k] = gains[a] * r(k - fraction) * exp(j 2 pi cfo_hz k / sample_rate_hz).
+    """One preamble found.
+
+    Its model is x_a[start + k] = gains[a] r(k - fraction) exp(j 2 pi cfo_hz k / sample_rate_hz), with the
+    reference r scaled to unit mean power.
 
     Attributes:
         start: absolute index of the sample closest to the reference's first sample.
@@ -72,11 +75,12 @@ def detection_threshold(
     In white complex Gaussian noise the squared cosine between a fixed vector r and x, both of L samples, is
     Beta(1, L-1): P(> t) = (1-t)^(L-1). Its mean is 1/L, its variance (L-1)/(L^2 (L+1)). The mean over A
     independent antennas has the same mean and that variance over A; the Beta distribution with these two
-    moments is exact for A = 1 and close beyond, also far in the tail. H hypotheses of the carrier offset, each a fixed
-    vector, together exceed t at most H times as often (union bound). Neighbouring samples are not
-    independent and grouped into one detection, which only lowers the rate.
+    moments is exact for A = 1 and close beyond, also far in the tail. H hypotheses of the carrier offset,
+    each a fixed vector, together exceed t at most H times as often (union bound). Neighbouring samples are
+    not independent and grouped into one detection, which only lowers the rate.
 
-    Noise that fills only part of the band has fewer degrees of freedom, and so more false alarms.
+    Signals of others that fill only part of the band, or reach all antennas alike, have fewer degrees of
+    freedom, and so cause more false alarms. For the latter, A = 1 gives the threshold whatever the antennas.
 
     Args:
         n_reference: samples of the reference, L, at least 2.
@@ -211,7 +215,7 @@ def _above(value, level):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _differential_metric(x, c, step, piece_energy, weights, n_positions):
-    """First stage for equal pieces: |sum over antennas and neighbouring pieces of u[n+P] conj(u[n])|, in [0, 1].
+    """First stage for equal pieces: |weighted sum over antennas and pieces of u[n+P] conj(u[n])|, in [0, 1].
 
     Args:
         x: complex64, (antennas, window).
@@ -273,7 +277,7 @@ def _inverse(energy, factor, out):
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _inverse_energies(x, reference_energy, n_positions):
-    """1 / (A |r|^2 |x|^2) under the reference at each start, 0 where the signal is; float32, (antennas, starts)."""
+    """1 / (A |r|^2 |x|^2) under the reference at each start, 0 where x is; float32, (antennas, starts)."""
     n_antennas, n_window = x.shape
     power = np.empty(n_window, np.float32)
     scratch = np.empty(n_window, np.float32)
@@ -352,7 +356,10 @@ def _exact_metric(x, conj_reference, segment, phasors, reference_energy, re, im,
 
 @njit(cache=True, nogil=True, error_model="numpy")
 def _offset_power(sums, weights, segment, turns):
-    """Weighted power of all antennas at an offset in turns per sample; sums: complex128, (antennas, segments)."""
+    """Weighted power of all antennas at an offset in turns per sample.
+
+    sums: complex128, (antennas, segments).
+    """
     angle = -2 * np.pi * turns * segment
     turn = complex(np.cos(angle), np.sin(angle))
     power = 0.0
@@ -422,9 +429,9 @@ def _evenness(x, reference, edges, part_energies, turns):
     """Compare the gain of the whole reference with separate gains of its parts, which have equal energy.
 
     Returns:
-        The share of the power explained by separate gains that one common gain explains, 1 for a perfect match
-        and about the matched share of the reference for a partial one; and the F statistic of the difference
-        against the rest of the signal, about 1 if only noise makes the gains differ.
+        The share of the power explained by separate gains that one common gain explains, 1 for a perfect
+        match and about the matched share of the reference for a partial one; and the F statistic of the
+        difference against the rest of the signal, about 1 if only noise makes the gains differ.
     """
     n_antennas, n = x.shape
     n_parts = edges.shape[0] - 1
@@ -546,15 +553,15 @@ def _pick(starts, metrics, known_until, distance, sidelobe):
     """Decide which candidates are preambles: 1 accepted, -1 suppressed, 0 still open.
 
     The strongest candidate is accepted and suppresses its neighbours, then the strongest of the rest, and so
-    on. That order is global, so a candidate is decided when all within its reach is known and nothing stronger
-    there is open, and at the latest, from what is known then, when all within twice the reach is known.
+    on. That order is global, so a candidate is decided when all within its reach is known and nothing
+    stronger there is open, and at the latest, from what is known then, when all within twice the reach is.
 
     Args:
         starts, metrics: candidates in order of start.
         known_until: candidates before this start are complete.
         distance: a candidate suppresses all weaker ones closer than this.
-        sidelobe: float64, (2 reach + 1,), at d + reach: the share of an accepted candidate's metric up to which
-            candidates at distance d are its sidelobes.
+        sidelobe: float64, (2 reach + 1,), at d + reach: the share of an accepted candidate's metric up to
+            which candidates at distance d are its sidelobes.
     """
     n = starts.shape[0]
     reach = (sidelobe.shape[0] - 1) // 2
@@ -731,17 +738,21 @@ class _Convolver:
 class PreambleDetector:
     """Finds a reference sequence in a stream of one or many antennas.
 
-    In multipath it locks to the strongest path. Preambles closer together than `min_distance_samples` are taken
-    for one, the strongest. The results, and their order, which is that of their starts, do not depend on the
-    lengths of the pieces given to `process`.
+    In multipath it locks to the strongest path. Preambles closer together than `min_distance_samples` are
+    taken for one, the strongest. Matches of no more than five eighths of the reference are refused unless
+    noise explains the missing part. The results, and their order, which is that of their starts, do not
+    depend on the lengths of the pieces given to `process`.
 
     Args:
         reference: complex, (L,), at least 16 samples, any scale.
         sample_rate_hz: of stream and reference.
         n_antennas: rows of the stream.
-        max_cfo_hz: largest carrier offset to expect, either sign. Costs: about 4 max_cfo_hz L / sample_rate_hz
-            hypotheses, fast if the reference consists of four or more equal pieces, else all by convolution.
+        max_cfo_hz: largest carrier offset to expect, either sign. It costs about
+            4 max_cfo_hz L / sample_rate_hz hypotheses, which is little if the reference consists of four or
+            more equal pieces, and a convolution each otherwise.
         false_alarms_per_sample: asked rate in white noise, see `detection_threshold`.
+        independent_antennas: noise is independent between antennas. False: the rate holds for signals that
+            reach all antennas alike, such as data of others; the threshold is higher.
         threshold: of the metric, 0 to 1, instead of the one that follows from false_alarms_per_sample.
         min_distance_samples: at least 1; default L. Below L, sidelobes of the reference are told apart by the
             strength that the reference's own ambiguity function gives them, so much weaker preambles that
@@ -766,6 +777,7 @@ class PreambleDetector:
         n_antennas: int = 1,
         max_cfo_hz: float = 0.0,
         false_alarms_per_sample: float = 1e-9,
+        independent_antennas: bool = True,
         threshold: float | None = None,
         min_distance_samples: int | None = None,
         block_samples: int = 8192,
@@ -805,7 +817,9 @@ class PreambleDetector:
         self.threshold = (
             float(threshold)
             if threshold is not None
-            else detection_threshold(length, n_antennas, n_hypotheses, false_alarms_per_sample)
+            else detection_threshold(
+                length, n_antennas if independent_antennas else 1, n_hypotheses, false_alarms_per_sample
+            )
         )
 
         self._energy = float(np.sum(np.abs(self.reference) ** 2))

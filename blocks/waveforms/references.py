@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +14,9 @@ from sigmf.error import SigMFError
 from ...errors import RecordingError, ScenarioError
 
 # IEEE Std 802.11-2020, 17.3.3, equation (17-8): subcarriers -26 to 26 of the long training symbol.
-_LONG_TRAINING = np.array(
-    [1, 1, -1, -1, 1, 1, -1, 1, -1, 1, 1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1, 1, 1, 1]
-    + [0]
-    + [1, -1, -1, 1, 1, -1, 1, -1, 1, -1, -1, -1, -1, -1, 1, 1, -1, -1, 1, -1, 1, -1, 1, 1, 1, 1]
-)
+_SIGNS_BELOW_DC = [1, 1, -1, -1, 1, 1, -1, 1, -1, 1, 1, 1, 1, 1, 1, -1, -1, 1, 1, -1, 1, -1, 1, 1, 1, 1]
+_SIGNS_ABOVE_DC = [1, -1, -1, 1, 1, -1, 1, -1, 1, -1, -1, -1, -1, -1, 1, 1, -1, -1, 1, -1, 1, -1, 1, 1, 1, 1]
+_LONG_TRAINING = np.array([*_SIGNS_BELOW_DC, 0, *_SIGNS_ABOVE_DC])
 
 # IEEE Std 802.11-2020, 17.3.3, equation (17-6): every fourth subcarrier from -24 to 24 of the short training
 # symbol, in units of sqrt(13/6) (1 + j).
@@ -59,7 +58,7 @@ def reference_names() -> list[str]:
 
 
 def named_reference(name: str) -> np.ndarray:
-    """A standard reference sequence at the sample rate at which it has 64 subcarriers (20 MS/s in 802.11a/g/n).
+    """A standard reference sequence, at 64 samples per symbol (20 MS/s in 802.11a/g/n).
 
     - `l-ltf`: legacy long training field, 160 samples: a prefix of 32 and two equal symbols of 64.
     - `l-ltf-64`: one of those symbols.
@@ -86,8 +85,8 @@ def named_reference(name: str) -> np.ndarray:
 def read_reference(path: str | Path, start_sample: int = 0, n_samples: int | None = None) -> np.ndarray:
     """Read a reference sequence, or a cut of it, from a file.
 
-    The ending decides: `.npy` (one axis, complex), `.sigmf-meta`, `.sigmf-data` or `.sigmf` (one channel), raw
-    little-endian `.cf32`, `.fc32`, `.cfile` (pairs of float32), `.ci16`, `.sc16` (pairs of int16).
+    The ending decides: `.npy` (one axis, complex), `.sigmf-meta`, `.sigmf-data` or `.sigmf` (one channel),
+    raw little-endian `.cf32`, `.fc32`, `.cfile` (pairs of float32), `.ci16`, `.sc16` (pairs of int16).
 
     Args:
         path: the file.
@@ -99,8 +98,8 @@ def read_reference(path: str | Path, start_sample: int = 0, n_samples: int | Non
 
     Raises:
         ScenarioError: the ending is unknown, or the cut is empty or lies outside the file.
-        RecordingError: the file is missing or damaged, has several channels, is not complex, holds values that are
-            not finite, or is zero throughout the cut.
+        RecordingError: the file is missing or damaged, has several channels, is not complex, holds
+            values that are not finite, or is zero throughout the cut.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -117,20 +116,20 @@ def read_reference(path: str | Path, start_sample: int = 0, n_samples: int | Non
         samples = _read_raw(path, np.dtype(_RAW_TYPES[suffix]))
     if samples.ndim != 1 or not np.iscomplexobj(samples):
         raise RecordingError(
-            f"reference file {path} holds {samples.dtype} of shape {samples.shape}; one axis of complex samples is "
-            "needed: extract one channel"
+            f"reference file {path} holds {samples.dtype} of shape {samples.shape}; one axis of complex "
+            "samples is needed: extract one channel"
         )
     end = len(samples) if n_samples is None else start_sample + n_samples
     if not 0 <= start_sample < end <= len(samples):
         raise ScenarioError(
-            f"reference cut start_sample={start_sample}, n_samples={n_samples} does not fit the {len(samples)} "
-            f"samples of {path}"
+            f"reference cut start_sample={start_sample}, n_samples={n_samples} does not fit the "
+            f"{len(samples)} samples of {path}"
         )
     cut = samples[start_sample:end]
     if not np.all(np.isfinite(cut)) or not np.any(cut):
         raise RecordingError(
-            f"reference file {path}: samples {start_sample} to {end - 1} must be finite and not zero throughout; "
-            "choose another part"
+            f"reference file {path}: samples {start_sample} to {end - 1} must be finite and not zero "
+            "throughout; choose another part"
         )
     return _unit_power(cut)
 
@@ -169,7 +168,7 @@ def _read_npy(path: Path) -> np.ndarray:
 def _read_sigmf(path: Path) -> np.ndarray:
     try:
         return np.asarray(sigmf.fromfile(str(path)).read_samples())
-    except (SigMFError, ValueError, OSError, KeyError) as error:
+    except (SigMFError, tarfile.TarError, ValueError, OSError, KeyError) as error:
         raise RecordingError(f"reference file {path} is not a readable SigMF recording: {error}") from error
 
 
