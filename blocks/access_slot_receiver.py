@@ -16,7 +16,6 @@ from .waveforms.frame_sync import AccessSlot, AccessSlotCutter, FrameStart
 
 SLOT = pmt.intern("slot")
 _CHUNK_SAMPLES = 4096
-_MIN_OUTPUT_SLOTS = 16
 
 
 class AccessSlotReceiver(Failsafe, gr.basic_block):
@@ -50,7 +49,6 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
         self._details: dict[int, dict[str, Any]] = {}
         self._ready: deque[AccessSlot] = deque()
         self.set_tag_propagation_policy(gr.TPP_DONT)
-        self.set_min_output_buffer(_MIN_OUTPUT_SLOTS)
         self.message_port_register_out(pmt.intern("dropped"))
 
     def forecast(self, noutput_items: int, ninputs: int) -> list[int]:

@@ -34,7 +34,7 @@ class SigmfSource(Failsafe, gr.sync_block):
     def _ticks(self, segment: Segment) -> int:
         if segment.device_time is not None:
             return round(segment.device_time.seconds * int(self._rate))
-        return segment.global_index
+        return segment.sample_start if segment.global_index is None else segment.global_index
 
     @guarded
     def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:

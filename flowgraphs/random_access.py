@@ -26,7 +26,7 @@ class RandomAccess(gr.top_block):
     Args:
         scenario: numerology, users, synchronisation.
         radio: configured; one that cannot transmit (a recording) gets no transmitters.
-        detector: decides on activity.
+        detector: decides on activity; None: no receiver, the signals are only recorded.
         n_frames: frames to send.
         tail_samples: silence after the last frame.
         rx_sink: records the antenna streams, or None.
@@ -38,7 +38,7 @@ class RandomAccess(gr.top_block):
         self,
         scenario: Scenario,
         radio: Radio,
-        detector: Detector,
+        detector: Detector | None,
         *,
         n_frames: int = 0,
         tail_samples: int = 0,
@@ -47,10 +47,22 @@ class RandomAccess(gr.top_block):
         receivers: dict[str, Receiver] | None = None,
     ) -> None:
         gr.top_block.__init__(self, "semair random access")
-        fmt, users = scenario.frame, scenario.users
-        n_antennas = scenario.radio.n_antennas
         self.radio = radio
         self.source = radio.source()
+        self.nodes: list[Any] = [self.source]
+        if detector is not None:
+            self._add_receiver(scenario, detector)
+        if radio.capabilities.n_tx:
+            self._add_transmitters(scenario, n_frames, tail_samples, tx_sink)
+        if rx_sink is not None:
+            self.nodes.append(rx_sink)
+            for port in range(scenario.radio.n_antennas):
+                self.connect((self.source, port), (rx_sink, port))
+        self._collect(receivers or {})
+
+    def _add_receiver(self, scenario: Scenario, detector: Detector) -> None:
+        fmt, users = scenario.frame, scenario.users
+        n_antennas = scenario.radio.n_antennas
         self.synchroniser = FrameSynchroniser(
             fmt, n_antennas, scenario.max_cfo_hz, scenario.sync.false_alarms_per_sample
         )
@@ -58,18 +70,11 @@ class RandomAccess(gr.top_block):
         self.activity_detector = ActivityDetector(
             detector, fmt.max_preamble_length, scenario.n_snapshots, users.preamble_lengths
         )
-        self.nodes: list[Any] = [self.source, self.synchroniser, self.slot_receiver, self.activity_detector]
+        self.nodes += [self.synchroniser, self.slot_receiver, self.activity_detector]
         for port in range(n_antennas):
             self.connect((self.source, port), (self.synchroniser, port))
             self.connect((self.synchroniser, port), (self.slot_receiver, port))
         self.connect(self.slot_receiver, self.activity_detector)
-        if radio.capabilities.n_tx:
-            self._add_transmitters(scenario, n_frames, tail_samples, tx_sink)
-        if rx_sink is not None:
-            self.nodes.append(rx_sink)
-            for port in range(n_antennas):
-                self.connect((self.source, port), (rx_sink, port))
-        self._collect(receivers or {})
 
     def _add_transmitters(
         self, scenario: Scenario, n_frames: int, tail_samples: int, tx_sink: SigmfSink | None
@@ -91,17 +96,18 @@ class RandomAccess(gr.top_block):
             self.connect(self.frame_transmitter, tx_sink)
 
     def _collect(self, receivers: dict[str, Receiver]) -> None:
-        ports = {
-            "frames": self.synchroniser,
-            "dropped": self.slot_receiver,
-            "decisions": self.activity_detector,
-            "truth": getattr(self, "user_transmitter", None),
+        nodes = {
+            "frames": "synchroniser",
+            "dropped": "slot_receiver",
+            "decisions": "activity_detector",
+            "truth": "user_transmitter",
         }
         for port, receiver in receivers.items():
-            if ports[port] is not None:
+            node = getattr(self, nodes[port], None)
+            if node is not None:
                 collector = MessageCollector(receiver)
                 self.nodes.append(collector)
-                self.msg_connect((ports[port], port), (collector, "in"))
+                self.msg_connect((node, port), (collector, "in"))
 
     def failure(self) -> BaseException | None:
         """The first error that a block met, or None."""

@@ -219,6 +219,7 @@ def run_random_access(
     *,
     n_frames: int,
     record: bool = True,
+    receive: bool = True,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
 ) -> RunResult:
@@ -229,6 +230,7 @@ def run_random_access(
         folder: to make.
         n_frames: frames to send.
         record: keep the received and the transmitted samples.
+        receive: synchronise and decide; without it the run only records, and a replay decides later.
         overwrite: replace an earlier run in this folder.
         on_progress: called about twenty times a second.
 
@@ -240,6 +242,8 @@ def run_random_access(
     """
     if n_frames < 1:
         raise ScenarioError(f"frames={n_frames}: at least 1 frame must be sent")
+    if not (record or receive):
+        raise ScenarioError("nothing to do: a run records, receives, or both")
     detector = make_detector(scenario)
     radio = make_radio(scenario)
     requested = requested_settings(scenario)
@@ -250,7 +254,7 @@ def run_random_access(
     run_folder.create(overwrite)
     run: dict[str, Any] = {
         "format": 1,
-        "kind": "random-access",
+        "kind": "random-access" if receive else "random-access recording",
         **provenance(),
         "scenario": scenario_dict(scenario),
         "detector": detector.name,
@@ -272,7 +276,7 @@ def run_random_access(
         flowgraph = RandomAccess(
             scenario,
             radio,
-            detector,
+            detector if receive else None,
             n_frames=n_frames,
             tail_samples=_tail(scenario, int(air_truth.receive_index(0)) + 1),
             rx_sink=sinks[0],
@@ -294,12 +298,12 @@ def run_random_access(
         finally:
             wall_s = time.monotonic() - begin
             logs.finish()
-    if record:
+    if record and run_folder.recording.is_file():
         _write_users_waveforms(run_folder, scenario)
         names = {"bs-rx": RX_NAME, "tx-beacon": TX_BEACON_NAME, "tx-users": TX_USERS_NAME}
         write_collection(folder, _collection_name(scenario), names, {})
     counts = {
-        **_receiver_counts(flowgraph),
+        **(_receiver_counts(flowgraph) if receive else {}),
         "lost_samples_injected": flowgraph.source.lost_samples,
         "late_bursts": radio.air.late_bursts,
         "clipped_samples": radio.air.clipped_samples.tolist(),

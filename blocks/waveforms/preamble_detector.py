@@ -34,13 +34,14 @@ from numba import njit
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 _HYPOTHESIS_SPACING_TURNS = 0.5
-_SEGMENT_TURNS = 1 / 16  # within a segment of the exact stage: a loss of 0.06 dB
+_SEGMENT_TURNS = 1 / 8  # within a segment of the exact stage: a loss of 0.2 dB at the largest offset
 _PIECE_TURNS = 0.6  # within a piece of the first stage: a loss of 5.9 dB at the largest offset
 _FIRST_STAGE_PASS = 2e-5  # of noise samples, about; each costs some microseconds
 _PARTS = 8
 _EVEN_SHARE = 0.65
 _UNEVEN_BY_NOISE = 1e-3  # of preambles so weak that noise alone makes them look uneven, those refused
-_FRACTIONS = np.arange(-2, 3) / 4
+_DELAYS_PER_SAMPLE = 32  # of the stored references; linear interpolation between them errs by -63 dB at most
+_COARSE_DELAYS = 8  # stored delays per step of the coarse search
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,7 @@ class Preamble:
     gains: np.ndarray
 
 
-def detection_threshold(
-    n_reference: int, n_antennas: int, n_hypotheses: int, false_alarms_per_sample: float
-) -> float:
+def detection_threshold(n_reference: int, n_antennas: int, n_hypotheses: int, false_alarms_per_sample: float) -> float:
     """Threshold of the metric for a rate of false alarms in white Gaussian noise.
 
     In white complex Gaussian noise the squared cosine between a fixed vector r and x, both of L samples, is
@@ -101,9 +100,7 @@ def detection_threshold(
     mean = 1 / n_reference
     variance = (n_reference - 1) / (n_reference**2 * (n_reference + 1) * n_antennas)
     total = mean * (1 - mean) / variance - 1
-    return float(
-        scipy.stats.beta.isf(false_alarms_per_sample / n_hypotheses, mean * total, (1 - mean) * total)
-    )
+    return float(scipy.stats.beta.isf(false_alarms_per_sample / n_hypotheses, mean * total, (1 - mean) * total))
 
 
 def equal_pieces(reference: np.ndarray, longest: float = math.inf) -> tuple[int, np.ndarray] | None:
@@ -333,6 +330,17 @@ def _segment_sums(x, conj_reference, segment, re, im, sums):
     return energy
 
 
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _inner(a_re, a_im, b):
+    """Sum of a conj(b)."""
+    re = 0.0
+    im = 0.0
+    for k in range(a_re.shape[0]):
+        re += a_re[k] * b[k].real + a_im[k] * b[k].imag
+        im += a_im[k] * b[k].real - a_re[k] * b[k].imag
+    return complex(re, im)
+
+
 @njit(cache=True, nogil=True, error_model="numpy")
 def _exact_metric(x, conj_reference, segment, phasors, reference_energy, re, im, sums, metrics):
     """T at one start and the index of its hypothesis; x: complex64, (antennas, L)."""
@@ -341,10 +349,11 @@ def _exact_metric(x, conj_reference, segment, phasors, reference_energy, re, im,
         energy = float(_segment_sums(x[a], conj_reference, segment, re, im, sums))
         if energy <= 0.0:
             continue
+        for m in range(sums.shape[0]):
+            re[m] = sums[m].real
+            im[m] = sums[m].imag
         for h in range(phasors.shape[0]):
-            total = complex(0.0, 0.0)
-            for m in range(sums.shape[0]):
-                total += sums[m] * phasors[h, m]
+            total = _inner(re[: sums.shape[0]], im[: sums.shape[0]], phasors[h])
             power = total.real * total.real + total.imag * total.imag
             metrics[h] += power / (energy * reference_energy * x.shape[0])
     best = 0
@@ -399,17 +408,6 @@ def _find_offset(x, conj_reference, segment, weights, turns, step, half_width):
             middle = _offset_power(sums, weights, segment, best)
         step *= 0.25
     return best
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def _inner(a_re, a_im, b):
-    """Sum of a conj(b)."""
-    re = 0.0
-    im = 0.0
-    for k in range(a_re.shape[0]):
-        re += a_re[k] * b[k].real + a_im[k] * b[k].imag
-        im += a_im[k] * b[k].real - a_re[k] * b[k].imag
-    return complex(re, im)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -595,25 +593,95 @@ def _pick(starts, metrics, known_until, distance, sidelobe):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _correlate_bank(x, bank, turns):
-    """Correlation of every antenna with every reference after removing an offset.
+def _weighted_power(level_re, level_im, reference, weights):
+    """Sum over antennas of the weighted power of the correlation, over the energy of the reference."""
+    power = 0.0
+    for a in range(level_re.shape[0]):
+        c = _inner(level_re[a], level_im[a], reference)
+        power += weights[a] * (c.real * c.real + c.imag * c.imag)
+    return power / _energy(reference)
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _energy(x):
+    total = 0.0
+    for k in range(x.shape[0]):
+        total += x[k].real * x[k].real + x[k].imag * x[k].imag
+    return total
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _estimate(x, bank, segment, turns):
+    """Maximum-likelihood offset, timing and gains of one path, near a start and an offset.
+
+    Largest is the sum over antennas of the power of the correlation, each over its antenna's energy. The offset
+    is found first at the start itself, and again with the reference delayed by the fraction found.
+
+    Args:
+        x: complex64, (antennas, L).
+        bank: complex64, (_DELAYS_PER_SAMPLE + 1, L): references delayed by -1/2 to 1/2 sample.
+        segment: samples over which the offset's turn is negligible.
+        turns: offset in turns per sample to start from.
 
     Returns:
-        complex128, (references, antennas).
+        Fraction in samples, turns per sample, metric, linear SNR, complex64 gains (antennas,).
     """
-    n = x.shape[1]
-    phasors = _phasors(turns, n)
-    re = np.empty(n)
-    im = np.empty(n)
-    out = np.empty((bank.shape[0], x.shape[0]), np.complex128)
+    n_antennas, n = x.shape
+    energies = np.empty(n_antennas)
+    weights = np.zeros(n_antennas)
+    for a in range(n_antennas):
+        energies[a] = _energy(x[a])
+        if energies[a] > 0.0:
+            weights[a] = 1.0 / energies[a]
+    middle = bank.shape[0] // 2
+    turns = _find_offset(x, np.conj(bank[middle]), segment, weights, turns, 0.125 / n, 2)
+
+    level_re = np.empty((n_antennas, n))
+    level_im = np.empty((n_antennas, n))
+    _derotate(x, turns, level_re, level_im)
+    n_coarse = (bank.shape[0] - 1) // _COARSE_DELAYS + 1
+    powers = np.empty(n_coarse)
+    for i in range(n_coarse):
+        powers[i] = _weighted_power(level_re, level_im, bank[i * _COARSE_DELAYS], weights)
+    best = min(max(np.argmax(powers), 1), n_coarse - 2)
+    low, high = powers[best - 1], powers[best + 1]
+    curvature = low - 2 * powers[best] + high
+    place = float(best)
+    if curvature < 0.0:
+        place += min(max(0.5 * (low - high) / curvature, -1.0), 1.0)
+    place = min(max(place * _COARSE_DELAYS, 0.0), bank.shape[0] - 1.0)
+
+    before = min(int(place), bank.shape[0] - 2)
+    rest = np.float32(place - before)
+    delayed = (np.float32(1) - rest) * bank[before] + rest * bank[before + 1]
+    turns = _find_offset(x, np.conj(delayed), segment, weights, turns, 0.0625 / n, 0)
+    _derotate(x, turns, level_re, level_im)
+    reference_energy = _energy(delayed)
+    gains = np.empty(n_antennas, np.complex64)
+    metric = 0.0
+    snr = 0.0
+    n_live = 0
+    for a in range(n_antennas):
+        c = _inner(level_re[a], level_im[a], delayed)
+        gains[a] = c / reference_energy
+        if energies[a] > 0.0:
+            matched = (c.real * c.real + c.imag * c.imag) / reference_energy
+            noise = max((energies[a] - matched) / (n - 1), 1e-12 * energies[a] / n)
+            snr += max((matched - noise) / (n * noise), 1e-6)
+            metric += matched / energies[a] / n_antennas
+            n_live += 1
+    return place / (bank.shape[0] - 1) - 0.5, turns, min(metric, 1.0), snr / max(n_live, 1), gains
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _derotate(x, turns, level_re, level_im):
+    """Remove an offset; the result in two parts, (antennas, L)."""
+    phasors = _phasors(turns, x.shape[1])
     for a in range(x.shape[0]):
-        for k in range(n):
+        for k in range(x.shape[1]):
             level = x[a, k] * phasors[k]
-            re[k] = level.real
-            im[k] = level.imag
-        for b in range(bank.shape[0]):
-            out[b, a] = _inner(re, im, bank[b])
-    return out
+            level_re[a, k] = level.real
+            level_im[a, k] = level.imag
 
 
 def _refuse_non_finite(x: np.ndarray, first_index: int) -> None:
@@ -658,6 +726,16 @@ def _sidelobes(reference: np.ndarray, distance: int) -> np.ndarray:
     width = 1 + n // 32
     spread = np.lib.stride_tricks.sliding_window_view(np.pad(share, width), 2 * width + 1).max(axis=-1)
     return np.minimum(1.5 * spread, 1.0)
+
+
+def _delayed_references(reference: np.ndarray) -> np.ndarray:
+    """The band-limited reference, delayed by -1/2 to 1/2 sample; complex64, (_DELAYS_PER_SAMPLE + 1, L)."""
+    padding = 64
+    spectrum = scipy.fft.fft(np.pad(reference.astype(complex), padding))
+    delays = np.arange(_DELAYS_PER_SAMPLE + 1) / _DELAYS_PER_SAMPLE - 0.5
+    phase = -2j * np.pi * np.outer(delays, scipy.fft.fftfreq(len(spectrum)))
+    delayed = scipy.fft.ifft(spectrum * np.exp(phase), axis=-1)
+    return delayed[:, padding : padding + len(reference)].astype(np.complex64)
 
 
 class _DifferentialStage:
@@ -784,9 +862,7 @@ class PreambleDetector:
     ) -> None:
         reference = np.asarray(reference)
         if reference.ndim != 1 or len(reference) < 16:
-            raise ValueError(
-                f"reference has shape {reference.shape}; one axis of at least 16 samples is needed"
-            )
+            raise ValueError(f"reference has shape {reference.shape}; one axis of at least 16 samples is needed")
         if not np.all(np.isfinite(reference)) or not np.any(reference):
             raise ValueError("reference must be finite and not zero throughout")
         if not sample_rate_hz > 0 or n_antennas < 1 or block_samples < 1:
@@ -795,9 +871,7 @@ class PreambleDetector:
                 "must be positive"
             )
         if not 0 <= max_cfo_hz <= sample_rate_hz / 2:
-            raise ValueError(
-                f"max_cfo_hz={max_cfo_hz} must lie in 0 to sample_rate_hz/2 = {sample_rate_hz / 2}"
-            )
+            raise ValueError(f"max_cfo_hz={max_cfo_hz} must lie in 0 to sample_rate_hz/2 = {sample_rate_hz / 2}")
         if threshold is not None and not 0 < threshold < 1:
             raise ValueError(f"threshold={threshold} must lie between 0 and 1")
         length = len(reference)
@@ -826,22 +900,16 @@ class PreambleDetector:
         largest = (max_turns + 1) / length
         self._segment = max(1, int(_SEGMENT_TURNS / largest))
         n_segments = math.ceil(length / self._segment)
-        self._phasors = np.exp(-2j * np.pi * np.outer(turns / length, np.arange(n_segments) * self._segment))
+        self._phasors = np.exp(2j * np.pi * np.outer(turns / length, np.arange(n_segments) * self._segment))
         cumulative = np.cumsum(np.abs(self.reference.astype(complex)) ** 2)
         inner_edges = np.searchsorted(cumulative, cumulative[-1] * np.arange(1, _PARTS) / _PARTS)
         self._edges = np.unique(np.concatenate([[0], inner_edges, [length]]))
         self._part_energies = np.add.reduceat(np.abs(self.reference.astype(complex)) ** 2, self._edges[:-1])
         n_parts = len(self._part_energies)
         self._unevenness_limit = float(
-            scipy.stats.f.isf(
-                _UNEVEN_BY_NOISE, 2 * n_antennas * (n_parts - 1), 2 * n_antennas * (length - n_parts)
-            )
+            scipy.stats.f.isf(_UNEVEN_BY_NOISE, 2 * n_antennas * (n_parts - 1), 2 * n_antennas * (length - n_parts))
         )
-        self._padding = 64
-        self._spectrum = scipy.fft.fft(np.pad(self.reference.astype(complex), self._padding))
-        self._delay_phase = -2j * np.pi * scipy.fft.fftfreq(len(self._spectrum))
-        self._bank = np.stack([self._delayed_reference(f) for f in _FRACTIONS])
-        self._bank_energy = np.sum(np.abs(self._bank) ** 2, axis=1)
+        self._bank = _delayed_references(self.reference)
         self._sidelobes = _sidelobes(self.reference, distance)
         self._stage = self._first_stage(turns, max_turns, block_samples)
 
@@ -918,11 +986,6 @@ class PreambleDetector:
         carriers = np.exp(2j * np.pi * np.outer(turns / length, np.arange(length)))
         return _CoherentStage(self.reference * carriers, self.threshold, block_samples)
 
-    def _delayed_reference(self, fraction: float) -> np.ndarray:
-        """The band-limited reference delayed by a fraction of a sample; complex128, (L,)."""
-        delayed = scipy.fft.ifft(self._spectrum * np.exp(self._delay_phase * fraction))
-        return delayed[self._padding : self._padding + len(self.reference)]
-
     def _append(self, x: np.ndarray) -> None:
         n = x.shape[1]
         filled = self._end - self._buffer_start
@@ -973,7 +1036,7 @@ class PreambleDetector:
             return
         state = _pick(self._starts, self._metrics, known_until, self.min_distance_samples, self._sidelobes)
         for i in np.flatnonzero(state == 1):
-            self._ready.append(self._estimate(int(self._starts[i]), int(self._chosen[i])))
+            self._ready.append(self._describe(int(self._starts[i]), int(self._chosen[i])))
         still_open = state == 0
         self._starts = self._starts[still_open]
         self._metrics = self._metrics[still_open]
@@ -987,42 +1050,11 @@ class PreambleDetector:
         self._ready = self._ready[len(released) :]
         return released
 
-    def _estimate(self, start: int, hypothesis: int) -> Preamble:
-        """Refine carrier offset, timing and gains of a preamble at an integer start.
-
-        Both are maximum likelihood for one path and unknown gains: the largest sum over antennas of the power
-        of the correlation, each over its antenna's energy. The carrier offset is found first at the integer
-        start, and again with the reference delayed by the fraction found.
-        """
-        length = len(self.reference)
-        x = np.ascontiguousarray(self._view(start, length))
-        energy = np.sum(np.abs(x.astype(complex)) ** 2, axis=1)
-        weights = np.divide(1.0, energy, out=np.zeros_like(energy), where=energy > 0)
-        turns = self.hypotheses_hz[hypothesis] / self.sample_rate_hz
-        turns = _find_offset(x, self.reference.conj(), self._segment, weights, turns, 1 / (8 * length), 2)
-
-        powers = np.abs(_correlate_bank(x, self._bank, turns)) ** 2 @ weights / self._bank_energy
-        i = int(np.clip(np.argmax(powers), 1, len(powers) - 2))
-        low, middle, high = powers[i - 1 : i + 2]
-        curvature = low - 2 * middle + high
-        shift = float(np.clip(0.5 * (low - high) / curvature, -1, 1)) if curvature < 0 else 0.0
-        step = _FRACTIONS[1] - _FRACTIONS[0]
-        fraction = float(np.clip(_FRACTIONS[i] + shift * step, -0.5, 0.5))
-
-        delayed = self._delayed_reference(fraction)
-        conj_delayed = delayed.conj().astype(np.complex64)
-        turns = _find_offset(x, conj_delayed, self._segment, weights, turns, 1 / (16 * length), 0)
-        reference_energy = np.sum(np.abs(delayed) ** 2)
-        c = _correlate_bank(x, delayed[None], turns)[0]
-        matched = np.abs(c) ** 2 / reference_energy
-        noise = np.maximum((energy - matched) / (length - 1), 1e-12 * energy / length)
-        live = energy > 0
-        snr = np.mean(np.maximum((matched[live] - noise[live]) / (length * noise[live]), 1e-6))
-        return Preamble(
-            start=start,
-            fraction=fraction,
-            cfo_hz=float(turns * self.sample_rate_hz),
-            metric=float(min(np.sum(matched * weights) / self.n_antennas, 1.0)),
-            snr_db=float(10 * np.log10(snr)),
-            gains=(c / reference_energy).astype(np.complex64),
+    def _describe(self, start: int, hypothesis: int) -> Preamble:
+        fraction, turns, metric, snr, gains = _estimate(
+            np.ascontiguousarray(self._view(start, len(self.reference))),
+            self._bank,
+            self._segment,
+            self.hypotheses_hz[hypothesis] / self.sample_rate_hz,
         )
+        return Preamble(start, fraction, turns * self.sample_rate_hz, metric, 10 * math.log10(snr), gains)

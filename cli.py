@@ -1,0 +1,520 @@
+"""The command line `semair`."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from .errors import ScenarioError, SemairError
+
+if TYPE_CHECKING:
+    from .flowgraphs import run as runner
+
+# One thread per block: several threads inside each library call would fight over the cores with them.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="An over-the-air testbed for semantic-aware MIMO. Without hardware, the loopback radio stands in for the air.",
+    epilog="Exit codes: 0 done; 1 failed; 2 wrong scenario or argument; 3 damaged or unfitting recording; "
+    "4 radio; 5 set-up of this machine; 6 storage; 7 a replay decided otherwise; 130 stopped by Ctrl-C.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+run_app = typer.Typer(help="Run an experiment over a radio.", no_args_is_help=True)
+capture_app = typer.Typer(help="Look after recordings.", no_args_is_help=True)
+app.add_typer(run_app, name="run")
+app.add_typer(capture_app, name="capture")
+
+out = Console()
+err = Console(stderr=True)
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON and nothing else on stdout.")]
+ScenarioOption = Annotated[
+    str, typer.Option("--scenario", "-s", help="Name of a shipped scenario (lab, paper) or path of a TOML file.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a field, e.g. --set users.activity=0.2 --set level=wireless."),
+]
+OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in this folder.")]
+
+
+@run_app.command(
+    "random-access",
+    epilog="Examples: semair run random-access | semair run random-access -s paper -n 500 -d map-search | "
+    "semair run random-access --set level=wireless --set link.access_snr_db=6 --folder runs/wireless",
+)
+def run_random_access(
+    scenario: ScenarioOption = "lab",
+    frames: Annotated[int, typer.Option("--frames", "-n", help="Frames to send.")] = 200,
+    folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/SCENARIO-TIME.")] = None,
+    detector: Annotated[str | None, typer.Option("--detector", "-d", help="Instead of the scenario's.")] = None,
+    settings: SetOption = None,
+    record: Annotated[bool, typer.Option(help="Keep the samples.")] = True,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Detect which users are active, through real GNU Radio blocks; leave recording, metrics and report."""
+    from .flowgraphs.run import run_random_access as run
+
+    overrides = list(settings or [])
+    if detector is not None:
+        overrides += [f'detector.name="{detector}"', "detector.options={}"]
+    chosen = _scenario(scenario, overrides)
+    place = folder or _new_folder(chosen.name)
+    with _frame_progress("frames", quiet=as_json) as on_progress:
+        result = run(chosen, place, n_frames=frames, record=record, overwrite=overwrite, on_progress=on_progress)
+    report_path = _report(place, as_json) if report else None
+    if as_json:
+        print(json.dumps({"folder": str(place), **result.metrics}))
+    else:
+        _show_metrics(result.metrics, f"random access, scenario {chosen.name}, detector {chosen.detector.name}")
+        out.print(f"run folder  {place}")
+        if report_path:
+            out.print(f"report      {report_path}")
+        if record:
+            out.print(f"replay it   semair replay {place}")
+    if result.interrupted:
+        err.print("stopped by Ctrl-C; everything up to then is in the run folder")
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command(epilog="Examples: semair record --folder runs/air | semair record -s lab -n 1000 --set seed=7 --folder runs/x")
+def record(
+    scenario: ScenarioOption = "lab",
+    frames: Annotated[int, typer.Option("--frames", "-n", help="Frames to send and record.")] = 200,
+    folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/SCENARIO-TIME.")] = None,
+    settings: SetOption = None,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Send and record without receiving; `semair replay` decides later."""
+    from .flowgraphs.run import run_random_access as run
+
+    chosen = _scenario(scenario, settings)
+    place = folder or _new_folder(chosen.name)
+    with _frame_progress("frames", quiet=as_json) as on_progress:
+        result = run(chosen, place, n_frames=frames, receive=False, overwrite=overwrite, on_progress=on_progress)
+    if as_json:
+        print(json.dumps({"folder": str(place), **result.metrics}))
+    else:
+        out.print(f"recorded {frames} frames in {place}; decide with: semair replay {place}")
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command(
+    epilog="Examples: semair replay runs/demo | semair replay runs/demo --detector somp | "
+    "semair replay wifi.sigmf-meta --reference l-ltf --max-cfo 40e3"
+)
+def replay(
+    path: Annotated[Path, typer.Argument(help="A run folder, or any SigMF recording together with --reference.")],
+    detector: Annotated[
+        str | None, typer.Option("--detector", "-d", help="What would this detector have decided on the same air?")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Option of that detector, name=value.")] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Search this sequence: l-ltf, l-ltf-64, l-stf, or a file (.npy, .sigmf-meta, .cf32, .ci16)."),
+    ] = None,
+    max_cfo: Annotated[float, typer.Option(help="Search: largest carrier offset, Hz.")] = 0.0,
+    false_alarms: Annotated[float, typer.Option(help="Search: false alarms per sample of white noise.")] = 1e-9,
+    threshold: Annotated[
+        float | None, typer.Option(help="Search: threshold of the metric, 0 to 1, instead of --false-alarms.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Search: sample rate of a recording that does not say it.")] = None,
+    annotations_at: Annotated[
+        int | None,
+        typer.Option(help="Search: compare with annotations; samples from their start to the reference's start."),
+    ] = None,
+    tolerance: Annotated[int, typer.Option(help="Search: samples within which an annotation counts as found.")] = 2,
+    as_json: JsonFlag = False,
+) -> None:
+    """Drive the receiver with a recording.
+
+    A run folder must give the very decisions it gave live. Any other SigMF recording is searched for a reference
+    sequence.
+    """
+    if reference is not None:
+        _search(path, reference, max_cfo, false_alarms, threshold, rate, annotations_at, tolerance, as_json)
+        return
+    from .flowgraphs.run import replay_run
+
+    if path.is_file():
+        raise ScenarioError(f"{path} is a file: give a run folder, or a --reference to search for in it")
+    with _frame_progress("slots", quiet=as_json) as on_progress:
+        result = replay_run(path, detector=detector, options=_options(option), on_progress=on_progress)
+    summary = {
+        "folder": str(result.folder.path),
+        "detector": result.detector,
+        "live_decisions": result.live,
+        "reproduced": result.equal,
+        "extra": result.extra,
+        "air_s": result.air_s,
+        "wall_s": result.wall_s,
+    }
+    if as_json:
+        print(json.dumps({**summary, **result.metrics}))
+    else:
+        _show_metrics(result.metrics, f"replay of {path}, detector {result.detector}")
+        if result.equal is not None and result.live:
+            out.print(f"[green]all {result.equal} of {result.live} live decisions reproduced bit for bit[/]")
+        if result.extra and result.live:
+            out.print(f"{result.extra} slots that the live run had not decided")
+        out.print(f"{result.air_s:.2f} s of air in {result.wall_s:.2f} s")
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command(epilog="Example: semair report runs/demo")
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Write report.html of a run, with all detectors beside the one that ran."""
+    path = _report(folder, as_json)
+    if as_json:
+        print(json.dumps({"report": str(path)}))
+    else:
+        out.print(f"report  {path}")
+
+
+@app.command(epilog="Examples: semair doctor | semair doctor --json")
+def doctor(
+    folder: Annotated[Path, typer.Option(help="Where recordings would go.")] = Path(),
+    as_json: JsonFlag = False,
+) -> None:
+    """Examine this machine and say how to mend what does not fit."""
+    from .hardware.doctor import examine
+
+    with _share_progress("examining", quiet=as_json) as on_progress:
+        checks = examine(folder, on_progress=on_progress)
+    if as_json:
+        print(json.dumps([vars(check) for check in checks]))
+    else:
+        colours = {"ok": "green", "warning": "yellow", "failure": "red"}
+        table = Table("check", "", "found", "what to do")
+        for check in checks:
+            table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", check.found, check.remedy)
+        out.print(table)
+    if any(check.status == "failure" for check in checks):
+        raise typer.Exit(5)
+
+
+@app.command(epilog="Example: semair radios --json")
+def radios(as_json: JsonFlag = False) -> None:
+    """List the radios that can be opened."""
+    from .hardware.discover import find_radios
+
+    found = find_radios()
+    if as_json:
+        print(json.dumps([vars(info) for info in found]))
+        return
+    table = Table("kind", "address", "description", "facts")
+    for info in found:
+        table.add_row(info.kind, info.address, info.description, ", ".join(f"{k} {v}" for k, v in info.facts.items()))
+    out.print(table)
+
+
+@app.command(epilog="Examples: semair grc | semair grc random_access_loopback | semair grc --print >> ~/.bashrc")
+def grc(
+    flowgraph: Annotated[
+        str | None, typer.Argument(help="Name of a shipped flowgraph, or a .grc file; none: an empty one.")
+    ] = None,
+    only_print: Annotated[bool, typer.Option("--print", help="Print the environment instead of starting.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start GNU Radio Companion with the semair blocks on its path."""
+    from .flowgraphs import companion
+
+    if as_json:
+        shipped = {name: str(path) for name, path in companion.shipped_flowgraphs().items()}
+        print(json.dumps({"environment": companion.environment(), "flowgraphs": shipped}))
+    elif only_print:
+        for name, value in companion.environment().items():
+            print(f'export {name}="{value}"')
+    else:
+        file = companion.shipped_flowgraphs().get(flowgraph or "", Path(flowgraph) if flowgraph else None)
+        raise typer.Exit(companion.open_companion(file))
+
+
+@app.command(epilog="Examples: semair benchmark random-access --quick | semair benchmark random-access --json > figures.json")
+def benchmark(
+    area: Annotated[str, typer.Argument(help="What to measure, e.g. random-access.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Within 60 s, with wider intervals.")] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Only the entries whose name contains this.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure what this software claims, with peers beside it in the same run."""
+    from .flowgraphs.benchmarks import run_area
+
+    entries = []
+    with _share_progress(area, quiet=as_json) as on_progress:
+        for entry in run_area(area, quick=quick, only=only, on_progress=on_progress):
+            entries.append(entry.as_dict())
+            if not as_json:
+                err.print(_entry_line(entries[-1]))
+    if as_json:
+        print(json.dumps(entries, indent=1))
+        return
+    table = Table("figure", "value", "95 %", "unit", "reference")
+    for entry in entries:
+        table.add_row(entry["name"], *_entry_cells(entry))
+    out.print(table)
+
+
+@capture_app.command("verify", epilog="Example: semair capture verify runs/demo")
+def capture_verify(
+    path: Annotated[Path, typer.Argument(help="A recording, a collection, or a folder.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Check recordings: schemas, hashes, missing streams, cut files, gaps, leftovers of a crash."""
+    from .captures.verify import verify
+
+    findings = verify(path)
+    if as_json:
+        print(json.dumps([{**vars(finding), "file": str(finding.file)} for finding in findings]))
+    else:
+        for finding in findings:
+            out.print(f"{finding.severity}: {finding.file}: {finding.field}: {finding.message}", markup=False)
+        out.print("nothing wrong" if not findings else f"{len(findings)} findings")
+    if any(finding.severity == "error" for finding in findings):
+        raise typer.Exit(3)
+
+
+@capture_app.command("recover", epilog="Example: semair capture recover runs/crashed")
+def capture_recover(
+    folder: Annotated[Path, typer.Argument(help="Folder with what a crash left behind.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Make readable recordings of what a crash or a full disk left behind; originals are never altered."""
+    from .captures.recover import recover
+
+    found = recover(folder)
+    if as_json:
+        print(json.dumps([{"name": item.name, "samples": item.n_samples} for item in found]))
+        return
+    for item in found:
+        out.print(f"recovered {item.name}: {item.n_samples} samples per channel")
+    if not found:
+        out.print(f"nothing to recover in {folder}")
+
+
+def _search(
+    path: Path,
+    reference: str,
+    max_cfo: float,
+    false_alarms: float,
+    threshold: float | None,
+    rate: float | None,
+    annotations_at: int | None,
+    tolerance: int,
+    as_json: bool,
+) -> None:
+    from .blocks.waveforms.references import load_reference
+    from .flowgraphs.preamble_replay import compare_with_annotations, find_preambles
+
+    with _share_progress("searching", quiet=as_json) as on_progress:
+        recording, found = find_preambles(
+            path,
+            load_reference(reference),
+            max_cfo_hz=max_cfo,
+            false_alarms_per_sample=false_alarms,
+            threshold=threshold,
+            sample_rate_hz=rate,
+            on_progress=lambda share: on_progress("samples", share),
+        )
+    comparison = (
+        None if annotations_at is None else compare_with_annotations(recording, found, annotations_at, tolerance)
+    )
+    if as_json:
+        print(json.dumps({"recording": recording.name, "preambles": found, "annotations": comparison}))
+        return
+    table = Table("start", "fraction", "CFO Hz", "metric", "SNR dB", title=f"{reference} in {recording.name}")
+    for item in found:
+        table.add_row(
+            str(item["start"]),
+            f"{item['fraction']:+.2f}",
+            f"{item['cfo_hz']:+.0f}",
+            f"{item['metric']:.3f}",
+            f"{item['snr_db']:.1f}",
+        )
+    out.print(table)
+    out.print(f"{len(found)} found in {recording.n_samples} samples on {recording.n_channels} antennas")
+    if comparison:
+        out.print(
+            f"{comparison['matched']} of {comparison['annotated']} annotations found within {tolerance} samples, "
+            f"{comparison['extra']} more found"
+        )
+
+
+def _scenario(source: str, overrides: list[str] | None) -> Any:
+    from .flowgraphs.scenario import load_scenario
+
+    return load_scenario(source, overrides or [])
+
+
+def _new_folder(name: str) -> Path:
+    from datetime import datetime
+
+    return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def _report(folder: Path, quiet: bool) -> Path:
+    from .flowgraphs.report import write_report
+
+    with _share_progress("report", quiet=quiet) as on_progress:
+        return write_report(folder, on_progress=on_progress)
+
+
+def _options(texts: list[str] | None) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for text in texts or []:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ScenarioError(f"--option {text!r} is not of the form name=value")
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
+
+
+@contextmanager
+def _frame_progress(unit: str, quiet: bool) -> Iterator[Callable[[runner.Progress], None] | None]:
+    """A live line for runs and replays."""
+    if quiet:
+        yield None
+        return
+    columns = (
+        SpinnerColumn(),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(unit, total=None, state="starting (compiles at the first run)")
+
+        def update(state: runner.Progress) -> None:
+            done = state.decided + state.dropped
+            text = f"{unit} decided" if done else "receiving"
+            if state.sent:
+                text += f", {state.wrong} wrong user decisions"
+            if state.dropped:
+                text += f", [yellow]{state.dropped} dropped[/]"
+            bar.update(task, total=state.expected, completed=done or (0 if state.sent == 0 else None), state=text)
+
+        yield update
+
+
+@contextmanager
+def _share_progress(title: str, quiet: bool) -> Iterator[Callable[[str, float], None]]:
+    """A live line for work that knows its share done."""
+    if quiet:
+        yield lambda _name, _share: None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(title, total=1.0)
+        yield lambda name, share: bar.update(task, description=f"{title}: {name}", completed=share)
+
+
+def _show_metrics(metrics: dict[str, Any], title: str) -> None:
+    if "detection" in metrics:
+        table = Table("preamble length", "slots", "error probability", "95 %", "missed", "false alarms", title=title)
+        for length, row in metrics["detection"].items():
+            value, low, high = row["error_probability"]
+            missed, false = (f"{share:.2e}" if share is not None else "-" for share in (row["missed"], row["false_alarms"]))
+            table.add_row(length, str(row["slots"]), f"{value:.2e}", f"{low:.1e} to {high:.1e}", missed, false)
+        out.print(table)
+    if "frames" in metrics:
+        frames = metrics["frames"]
+        out.print(
+            f"frames      {frames['sent']} sent, {frames['decided']} decided, {frames['missed']} missed, "
+            f"{frames['false']} false, {metrics['counts'].get('slots_dropped', 0)} dropped"
+        )
+    sync = metrics.get("synchronisation") or {}
+    if sync:
+        out.print(
+            f"sync        timing error {sync['timing_error_samples']['mean']:+.2f} +- "
+            f"{sync['timing_error_samples']['std']:.2f} samples, CFO error {sync['cfo_error_hz']['mean']:+.1f} +- "
+            f"{sync['cfo_error_hz']['std']:.1f} Hz at {sync['cfo_true_hz']:.0f} Hz"
+        )
+    latency = metrics.get("latency_ms") or {}
+    if latency:
+        detect, total = latency["detect"], latency["total"]
+        out.print(
+            f"latency     detector {detect['p50']:.2f} ms (p99 {detect['p99']:.2f}), "
+            f"frame start to decision {total['p50']:.0f} ms (p99 {total['p99']:.0f})"
+        )
+    lost = metrics["counts"].get("lost_samples", 0)
+    if lost:
+        out.print(f"[yellow]losses      {lost} samples in {metrics['counts']['gaps']} gaps[/]")
+
+
+def _entry_cells(entry: dict[str, Any]) -> list[str]:
+    interval = entry["ci95"]
+    value = entry["value"]
+    return [
+        f"{value:.3g}" if isinstance(value, float) else str(value),
+        f"{interval[0]:.3g} to {interval[1]:.3g}" if interval else "-",
+        entry["unit"],
+        f"{entry['reference']:.3g}" if isinstance(entry["reference"], float) else str(entry["reference"]),
+    ]
+
+
+def _entry_line(entry: dict[str, Any]) -> str:
+    value, interval, unit, reference = _entry_cells(entry)
+    return f"{entry['name']}: {value} {unit} ({interval}), reference {reference}"
+
+
+def main() -> None:
+    """Entry point: errors a user can mend end as one line and an exit code, never as a traceback."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app(standalone_mode=False)
+    except SemairError as error:
+        err.print(f"[red]error:[/] {error}", highlight=False)
+        sys.exit(error.exit_code)
+    except typer.Exit as leave:
+        sys.exit(leave.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        err.print("stopped by Ctrl-C")
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        if type(error).__module__.startswith("click") and hasattr(error, "show"):
+            error.show()
+            sys.exit(getattr(error, "exit_code", 2))
+        raise
+
+
+if __name__ == "__main__":
+    main()
