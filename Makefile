@@ -9,9 +9,8 @@ STAMP   := $(VENV)/.installed
 .PHONY: demo test lint setup clean
 
 demo: setup
-	$(SEMAIR) run random-access --scenario lab --frames 200 --folder runs/demo --overwrite
+	$(SEMAIR) run random-access --scenario lab --frames 300 --folder runs/demo --overwrite
 	$(SEMAIR) replay runs/demo
-	$(SEMAIR) report runs/demo
 
 test: setup lint
 	$(PY) -m pytest
@@ -19,7 +18,8 @@ test: setup lint
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/semair
+	MYPYPATH=$(VENV)/typing $(VENV)/bin/mypy
 
 setup: $(STAMP)
 

@@ -105,7 +105,7 @@ def run_random_access(
         raise typer.Exit(INTERRUPTED)
 
 
-@app.command(epilog="Examples: semair record --folder runs/air | semair record -s lab -n 1000 --set seed=7 --folder runs/x")
+@app.command(epilog="Examples: semair record --folder runs/air | semair record -n 1000 --set seed=7 --folder runs/x")
 def record(
     scenario: ScenarioOption = "lab",
     frames: Annotated[int, typer.Option("--frames", "-n", help="Frames to send and record.")] = 200,
@@ -264,7 +264,9 @@ def grc(
         raise typer.Exit(companion.open_companion(file))
 
 
-@app.command(epilog="Examples: semair benchmark random-access --quick | semair benchmark random-access --json > figures.json")
+@app.command(
+    epilog="Examples: semair benchmark random-access --quick | semair benchmark random-access --json > all.json"
+)
 def benchmark(
     area: Annotated[str, typer.Argument(help="What to measure, e.g. random-access.")],
     quick: Annotated[bool, typer.Option("--quick", help="Within 60 s, with wider intervals.")] = False,
@@ -441,8 +443,10 @@ def _share_progress(title: str, quiet: bool) -> Iterator[Callable[[str, float], 
     if quiet:
         yield lambda _name, _share: None
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=err, transient=True) as bar:
+    text = TextColumn("{task.description}")
+    with Progress(
+        SpinnerColumn(), text, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=err, transient=True
+    ) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda name, share: bar.update(task, description=f"{title}: {name}", completed=share)
 
@@ -452,8 +456,8 @@ def _show_metrics(metrics: dict[str, Any], title: str) -> None:
         table = Table("preamble length", "slots", "error probability", "95 %", "missed", "false alarms", title=title)
         for length, row in metrics["detection"].items():
             value, low, high = row["error_probability"]
-            missed, false = (f"{share:.2e}" if share is not None else "-" for share in (row["missed"], row["false_alarms"]))
-            table.add_row(length, str(row["slots"]), f"{value:.2e}", f"{low:.1e} to {high:.1e}", missed, false)
+            shares = ["-" if share is None else f"{share:.2e}" for share in (row["missed"], row["false_alarms"])]
+            table.add_row(length, str(row["slots"]), f"{value:.2e}", f"{low:.1e} to {high:.1e}", *shares)
         out.print(table)
     if "frames" in metrics:
         frames = metrics["frames"]

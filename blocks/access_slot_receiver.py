@@ -22,10 +22,13 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
     """Cuts the access slot of every tagged frame out of the streams and demodulates it.
 
     Streams: n_antennas complex in; out one vector per slot, complex, max_preamble_length * n_antennas *
-    n_groups items: the snapshots (Lp, antennas * n_groups) row after row, then zeros. Tags read: `frame` (of the
-    frame synchroniser), `rx_time`, `rx_end`. Tags written: `slot` on each vector, the frame's dictionary with `length` and
-    `noise_power`. A frame in whose slots samples are missing is not put out; it is counted in `dropped` and told
-    on the message port `dropped` as {frame, sample_time, reason}.
+    n_groups items: the snapshots (Lp, antennas * n_groups) row after row, then zeros.
+
+    Tags read: `frame` (of the frame synchroniser), `rx_time`, `rx_end`. Tags written: `slot` on each vector, the
+    frame's dictionary with `length` and `noise_power`.
+
+    A frame in whose slots samples are missing is not put out; it is counted in `dropped` and told on the message
+    port `dropped` as {frame, sample_time, reason}.
 
     Args:
         frame_format: numerology and slots.

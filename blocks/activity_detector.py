@@ -15,10 +15,12 @@ from .runtime import Failsafe, gr, guarded, input_tags, pmt
 class ActivityDetector(Failsafe, gr.sync_block):
     """Runs a detector on every access slot.
 
-    Stream in: one vector per slot, as the access slot receiver writes it. Tags read: `slot`. Message out
-    `decisions`: the slot's dictionary with {users (numbers of the active ones), scores (float64, one per
-    user), detect_s (time the detector took), decided_ns} and the snapshots, row after row, as vector. The detector is warmed up when the flowgraph starts,
-    so that the first slot does not pay for it.
+    Stream in: one vector per slot, as the access slot receiver writes it. Tags read: `slot`.
+
+    Message out `decisions`: the slot's dictionary with {users (numbers of the active ones), scores (float64, one
+    per user), detect_s (time the detector took), decided_ns} and the snapshots, row after row, as vector.
+
+    The detector is warmed up when the flowgraph starts, so that the first slot does not pay for it.
 
     Args:
         detector: any detector of the engine interface.

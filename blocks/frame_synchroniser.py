@@ -18,12 +18,16 @@ from .waveforms.frame_sync import FrameFinder, FrameStart
 class FrameSynchroniser(Failsafe, gr.sync_block):
     """Passes the antenna streams on, delayed, with a tag on the first sample of every frame found.
 
-    Streams: n_antennas complex in, as many out, delayed by `delay_samples`. Tags read: `rx_time`; one inside
-    the stream that does not continue the time before it means lost samples, where the search starts anew;
-    `rx_end`, behind which only padding follows. Tags written: `frame` on port 0, a dictionary {frame, counted, fraction, cfo_hz, metric, snr_db, sample_time (of the
-    frame start on the radio's clock, in samples), heard_ns and tagged_ns (host clock when the frame's start came
-    in, and when the tag was made)}; all tags read are passed on at their delayed place. Message out `frames`: the
-    same with the header's equalised symbols as vector.
+    Streams: n_antennas complex in, as many out, delayed by `delay_samples`.
+
+    Tags read: `rx_time`; one inside the stream that does not continue the time before it means lost samples,
+    where the search starts anew. `rx_end`, behind which only padding follows. All tags are passed on at their
+    delayed place.
+
+    Tags written: `frame` on port 0, a dictionary {frame, counted, fraction, cfo_hz, metric, snr_db, sample_time
+    (of the frame start on the radio's clock, in samples), heard_ns and tagged_ns (host clock when the frame's
+    start came in, and when the tag was made)}. Message out `frames`: the same with the header's equalised symbols
+    as vector.
 
     Args:
         frame_format: numerology and slots.

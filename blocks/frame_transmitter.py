@@ -56,9 +56,7 @@ class FrameTransmitter(Failsafe, gr.sync_block):
             offset = frame * length - self._position
             if offset >= 0:
                 self.add_item_tag(0, self._position + offset, FRAME, pmt.from_long(frame))
-                self.message_port_pub(
-                    pmt.intern("frames"), pack({"frame": frame, "start": self._position + offset})
-                )
+                self.message_port_pub(pmt.intern("frames"), pack({"frame": frame, "start": self._position + offset}))
             waveform = self._waveform(frame)
             low, high = max(offset, 0), min(offset + len(waveform), n)
             if low < high:

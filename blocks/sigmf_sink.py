@@ -44,9 +44,7 @@ class SigmfSink(Failsafe, gr.sync_block):
         max_samples: int | None = None,
         **writer_options: Any,
     ) -> None:
-        gr.sync_block.__init__(
-            self, name="semair SigMF sink", in_sig=[np.complex64] * n_channels, out_sig=None
-        )
+        gr.sync_block.__init__(self, name="semair SigMF sink", in_sig=[np.complex64] * n_channels, out_sig=None)
         self.sample_rate_hz = sample_rate_hz
         self.max_samples = max_samples
         self.writer: RecordingWriter | None = None

@@ -46,10 +46,10 @@ class SigmfSource(Failsafe, gr.sync_block):
         end = self._position + n
         recorded = max(min(end, length) - self._position, 0)
         if recorded:
-            for port, values in zip(output_items, self.recording.read(self._position, recorded), strict=True):
-                port[:recorded] = values
-        for port in output_items:
-            port[recorded:n] = 0
+            for output, values in zip(output_items, self.recording.read(self._position, recorded), strict=True):
+                output[:recorded] = values
+        for output in output_items:
+            output[recorded:n] = 0
         frequency = self.recording.frequency_hz or 0.0
         for start, ticks in self._starts.items():
             if self._position <= start < end and start < length:

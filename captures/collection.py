@@ -101,9 +101,7 @@ def write_collection(
     meta = {"collection": body}
     problems = meta_problems(meta)
     if problems:
-        raise RecordingError(
-            f"collection {name} is not valid: " + "; ".join(f"{f}: {m}" for f, m in problems)
-        )
+        raise RecordingError(f"collection {name} is not valid: " + "; ".join(f"{f}: {m}" for f, m in problems))
     storage.replace_file(path, dumps(meta))
     return path
 
@@ -153,11 +151,7 @@ def find_collection(path: Path) -> Path:
             names = ", ".join(p.name for p in found[:8])
             raise RecordingError(
                 f"{path} holds {len(found)} collections; "
-                + (
-                    f"name one of them: {names}"
-                    if found
-                    else "check the path, or open its recordings one by one"
-                )
+                + (f"name one of them: {names}" if found else "check the path, or open its recordings one by one")
             )
         return found[0]
     if not path.name.endswith(COLLECTION_SUFFIX):
@@ -187,17 +181,11 @@ def listed_streams(path: Path, body: Mapping[str, Any]) -> list[tuple[str, str]]
     """
     listed = body.get(keys.STREAMS_KEY)
     if not isinstance(listed, list):
-        raise FieldError(
-            path, f"collection.{keys.STREAMS_KEY}", "missing or no list; restore the file from a copy"
-        )
+        raise FieldError(path, f"collection.{keys.STREAMS_KEY}", "missing or no list; restore the file from a copy")
     result = []
     for index, stream in enumerate(listed):
         pair = (stream.get("name"), stream.get("hash")) if isinstance(stream, dict) else stream
-        if (
-            not isinstance(pair, list | tuple)
-            or len(pair) != 2
-            or not all(isinstance(item, str) for item in pair)
-        ):
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(item, str) for item in pair):
             raise FieldError(
                 path,
                 f"collection.{keys.STREAMS_KEY}.{index}",
@@ -229,7 +217,5 @@ def require_stream(path: Path, base: str, expected: str) -> None:
 def _role_by_name(path: Path, body: Mapping[str, Any]) -> dict[str, str]:
     roles = body.get(f"{NAMESPACE}:roles", {})
     if not isinstance(roles, dict) or not all(isinstance(base, str) for base in roles.values()):
-        raise FieldError(
-            path, f"collection.{NAMESPACE}:roles", "must be base names by role; restore the file"
-        )
+        raise FieldError(path, f"collection.{NAMESPACE}:roles", "must be base names by role; restore the file")
     return {base: role for role, base in roles.items()}

@@ -31,9 +31,7 @@ class DeviceTime:
         for name in ("full_secs", "frac_ticks", "tick_rate_hz"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
-                raise ValueError(
-                    f"{name} is {value!r}; device time takes integers, convert with int() if it is whole"
-                )
+                raise ValueError(f"{name} is {value!r}; device time takes integers, convert with int() if it is whole")
         if self.tick_rate_hz < 1:
             raise ValueError(f"tick_rate_hz is {self.tick_rate_hz}; it must be at least 1")
         if not 0 <= self.frac_ticks < self.tick_rate_hz:

@@ -139,11 +139,7 @@ class Ledger:
             case "annotation":
                 self.annotations.append(line)
             case "chunk":
-                if (
-                    line["offset"] != self.chunk_bytes
-                    or line["bytes"] <= 0
-                    or line["bytes"] % self.frame_bytes
-                ):
+                if line["offset"] != self.chunk_bytes or line["bytes"] <= 0 or line["bytes"] % self.frame_bytes:
                     raise ValueError("chunks are not adjacent")
                 if len(line["clipped"]) != self.header["n_channels"]:
                     raise ValueError("counts of clipped samples do not fit the channels")
@@ -193,15 +189,12 @@ def read_ledger(path: Path) -> Ledger:
             )
         if header["format"] != FORMAT:
             raise RecordingError(
-                f"{path} has format {header['format']}, this version reads {FORMAT}; use the version that"
-                " wrote it"
+                f"{path} has format {header['format']}, this version reads {FORMAT}; use the version that wrote it"
             )
         try:
             frame_bytes(header["datatype"], header["n_channels"])
         except ValueError as err:
-            raise RecordingError(
-                f"{path} has a damaged header: {err}; keep it and the data beside it"
-            ) from err
+            raise RecordingError(f"{path} has a damaged header: {err}; keep it and the data beside it") from err
         ledger = Ledger(header)
         for raw in file:
             if not raw.endswith(b"\n"):

@@ -66,9 +66,7 @@ def component_dtype(datatype: str) -> np.dtype:
     """
     match = _DATATYPE.fullmatch(datatype)
     if match is None:
-        raise ValueError(
-            f"{datatype!r} is no SigMF datatype; allowed are e.g. ci16_le, cf32_le, ci8, cu8, ci16_be"
-        )
+        raise ValueError(f"{datatype!r} is no SigMF datatype; allowed are e.g. ci16_le, cf32_le, ci8, cu8, ci16_be")
     kind, component, order = match.groups()
     if kind == "r":
         raise ValueError(f"{datatype!r} holds real samples; only complex datatypes (c...) are read")
@@ -84,12 +82,7 @@ def check_name(name: str, what: str = "name") -> None:
     Raises:
         RecordingError: the name is not a plain file name.
     """
-    if (
-        not isinstance(name, str)
-        or not name
-        or name.startswith(".")
-        or re.search(r'[/\\:*?"<>|\x00-\x1f]', name)
-    ):
+    if not isinstance(name, str) or not name or name.startswith(".") or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
         raise RecordingError(
             f'{what} is {name!r}; it must be a plain file name without any of / \\ : * ? " < > | and not'
             " start with a dot"
@@ -146,9 +139,7 @@ def load_json(path: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
         raise FieldError(path, "", f"is no JSON in UTF-8 ({err}); restore it from a copy") from err
     if not isinstance(content, dict):
-        raise FieldError(
-            path, "", f"holds {type(content).__name__}, not a JSON object; restore it from a copy"
-        )
+        raise FieldError(path, "", f"holds {type(content).__name__}, not a JSON object; restore it from a copy")
     return content
 
 
@@ -210,9 +201,7 @@ def field_problems(part: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, 
         yield _problem(error)
 
 
-def require_fields(
-    part: str, fields: Mapping[str, Any] | None, n_channels: int | None = None
-) -> dict[str, Any]:
+def require_fields(part: str, fields: Mapping[str, Any] | None, n_channels: int | None = None) -> dict[str, Any]:
     """Fields of the semair namespace, checked and JSON-ready, still without prefix.
 
     Args:
@@ -230,9 +219,7 @@ def require_fields(
     try:
         json.dumps(full, allow_nan=False)
     except (ValueError, TypeError) as err:
-        problems.append(
-            ("", f"{err}: only finite numbers, strings, booleans, lists and objects can be stored")
-        )
+        problems.append(("", f"{err}: only finite numbers, strings, booleans, lists and objects can be stored"))
     if problems:
         text = "; ".join(f"{field}: {message}" if field else message for field, message in problems)
         raise RecordingError(f"{part} fields do not fit the schema of the namespace {NAMESPACE}: {text}")
@@ -271,9 +258,7 @@ def meta_problems(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
         return problems
     head = meta[sections[0]]
     declared = {extension["name"].split(":")[0] for extension in head.get(keys.EXTENSIONS_KEY, [])}
-    objects = [
-        item for key in sections for item in (meta[key] if isinstance(meta[key], list) else [meta[key]])
-    ]
+    objects = [item for key in sections for item in (meta[key] if isinstance(meta[key], list) else [meta[key]])]
     used = {key.split(":")[0] for item in objects for key in item if ":" in key} - {"core"}
     problems += [
         (
@@ -287,8 +272,7 @@ def meta_problems(meta: Mapping[str, Any]) -> list[tuple[str, str]]:
         problems += [(f"global.{k}", text) for k, text in channel_count_problems("global", head, n_channels)]
         for index, capture in enumerate(meta["captures"]):
             problems += [
-                (f"captures.{index}.{k}", text)
-                for k, text in channel_count_problems("capture", capture, n_channels)
+                (f"captures.{index}.{k}", text) for k, text in channel_count_problems("capture", capture, n_channels)
             ]
         problems += _order_problems(meta)
     return problems
@@ -310,6 +294,5 @@ def _order_problems(meta: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if step < after[keys.SAMPLE_START_KEY] - before[keys.SAMPLE_START_KEY]:
             yield (
                 f"captures.{index}.{keys.GLOBAL_INDEX_KEY}",
-                f"rises by {step}, less than the samples stored in between: duplicates or a clock that"
-                " stepped back",
+                f"rises by {step}, less than the samples stored in between: duplicates or a clock that stepped back",
             )

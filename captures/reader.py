@@ -219,9 +219,7 @@ class Recording:
             )
         size = os.stat(self.data_path).st_size
         if size == 0:
-            raise FieldError(
-                self.data_path, "", "empty; restore it from a copy, there is nothing to recover in it"
-            )
+            raise FieldError(self.data_path, "", "empty; restore it from a copy, there is nothing to recover in it")
         n_samples, rest = divmod(size, self._frame_bytes)
         fix = f"restore it from a copy, or run recover on {folder} to keep what is whole"
         if rest:
@@ -243,10 +241,8 @@ class Recording:
 
     def _read_segments(self) -> list[Segment]:
         captures = _section(self.meta_path, self.meta, "captures", list) or [{keys.SAMPLE_START_KEY: 0}]
-        sections = [
-            _Section(self.meta_path, f"captures.{index}", item) for index, item in enumerate(captures)
-        ]
-        starts = []
+        sections = [_Section(self.meta_path, f"captures.{index}", item) for index, item in enumerate(captures)]
+        starts: list[int] = []
         kept: list[_Section] = []
         for section in sections:
             if section.integer(keys.HEADER_BYTES_KEY, minimum=0, default=0):
@@ -318,9 +314,7 @@ def find_meta(path: Path) -> Path:
         if len(found) == 1:
             return found[0]
         if found:
-            names = ", ".join(p.name.removesuffix(META_SUFFIX) for p in found[:8]) + (
-                ", ..." if len(found) > 8 else ""
-            )
+            names = ", ".join(p.name.removesuffix(META_SUFFIX) for p in found[:8]) + (", ..." if len(found) > 8 else "")
             raise RecordingError(f"{path} holds {len(found)} recordings; name one of them: {names}")
         hint = f"run recover on {path}" if leftovers(path) else "check the path"
         raise RecordingError(f"{path} holds no recording (no {META_SUFFIX} file); {hint}")
@@ -333,17 +327,11 @@ def find_meta(path: Path) -> Path:
         if name.endswith(COLLECTION_SUFFIX):
             raise RecordingError(f"{path} is a collection; open it with open_collection")
         if name.endswith((keys.SIGMF_ARCHIVE_EXT, *keys.SIGMF_COMPRESSED_EXTS.values())) and path.is_file():
-            raise RecordingError(
-                f"{path} is an archive; unpack it (tar -xf) and open the .sigmf-meta file inside"
-            )
+            raise RecordingError(f"{path} is an archive; unpack it (tar -xf) and open the .sigmf-meta file inside")
     meta_path = path.with_name(name + META_SUFFIX)
     if not meta_path.is_file():
         interrupted = meta_path.parent.is_dir() and name in [p.name for p in leftovers(meta_path.parent)]
-        hint = (
-            f"run recover on {meta_path.parent}"
-            if interrupted
-            else "check the path, or restore it from a copy"
-        )
+        hint = f"run recover on {meta_path.parent}" if interrupted else "check the path, or restore it from a copy"
         raise RecordingError(f"{meta_path} is missing; {hint}")
     return meta_path
 
@@ -362,9 +350,7 @@ def _refuse_unreadable(meta_path: Path, head: _Section) -> None:
         )
     if head.get(keys.METADATA_ONLY_KEY, bool):
         raise head.error(keys.METADATA_ONLY_KEY, "is true: this recording has no samples; get its data file")
-    if head.get(keys.DATASET_KEY, str) is not None or head.integer(
-        keys.TRAILING_BYTES_KEY, minimum=0, default=0
-    ):
+    if head.get(keys.DATASET_KEY, str) is not None or head.integer(keys.TRAILING_BYTES_KEY, minimum=0, default=0):
         field_name = keys.DATASET_KEY if keys.DATASET_KEY in head.fields else keys.TRAILING_BYTES_KEY
         raise head.error(field_name, "marks a foreign data file; convert it with sigmf_convert first")
     for index, extension in enumerate(head.get(keys.EXTENSIONS_KEY, list) or []):
@@ -401,9 +387,7 @@ class _Section:
         self.path = path
         self.where = where
         if not isinstance(fields, dict):
-            raise FieldError(
-                path, where, f"is {type(fields).__name__}, not an object; restore it from a copy"
-            )
+            raise FieldError(path, where, f"is {type(fields).__name__}, not an object; restore it from a copy")
         self.fields: dict[str, Any] = fields
 
     def error(self, key: str, text: str) -> FieldError:
@@ -469,9 +453,7 @@ def _to_complex(raw: np.ndarray) -> np.ndarray:
                 target[...] = values
                 continue
             full_scale = working(2.0 ** (8 * raw.dtype.itemsize - 1))
-            scaled = values.astype(working)
-            if raw.dtype.kind == "u":
-                scaled -= full_scale
-            scaled /= full_scale
-            target[...] = scaled
+            centre = full_scale if raw.dtype.kind == "u" else working(0)
+            scaled: np.ndarray = values.astype(working)
+            target[...] = (scaled - centre) / full_scale
     return result

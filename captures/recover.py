@@ -110,9 +110,7 @@ def _recover_interrupted(paths: RecordingPaths, place: Path) -> Recording | None
         return None
     source = paths.partial_data if paths.partial_data.exists() else paths.data
     if not source.is_file():
-        raise RecordingError(
-            f"{paths.journal} is there, but neither {paths.partial_data.name} nor {paths.data.name}"
-        )
+        raise RecordingError(f"{paths.journal} is there, but neither {paths.partial_data.name} nor {paths.data.name}")
     find = _find_samples(source, ledger)
     for scrap in (paths.reserve, paths.partial_meta):
         scrap.unlink(missing_ok=True)
@@ -163,11 +161,7 @@ def _find_samples(source: Path, ledger: Ledger) -> _Find:
     whole = end is not None and kept == verified == size == end.get("n_samples", -1) * frame
     complete = whole and end is not None and end.get("complete") is True
     if not complete:
-        reason = (
-            "recording was interrupted"
-            if whole_tail
-            else "recording was interrupted and its remains are damaged"
-        )
+        reason = "recording was interrupted" if whole_tail else "recording was interrupted and its remains are damaged"
         fields["incomplete_reason"] = reason
         if whole and end is not None:
             fields.update(end.get("fields", {}))

@@ -69,6 +69,4 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as err:
-        raise StorageError(
-            f"folder {folder} cannot be created: {err.strerror}; choose another folder"
-        ) from err
+        raise StorageError(f"folder {folder} cannot be created: {err.strerror}; choose another folder") from err

@@ -112,9 +112,7 @@ def _leftover(paths: RecordingPaths, recovered: set[str | None]) -> Finding:
     except RecordingError as err:
         return Finding("error", paths.journal, "", str(err))
     if known:
-        return Finding(
-            "info", file, "", "has been recovered; delete it and its journal when content with the result"
-        )
+        return Finding("info", file, "", "has been recovered; delete it and its journal when content with the result")
     return Finding("error", file, "", f"left from an interrupted recording; run recover on {paths.folder}")
 
 
@@ -131,9 +129,7 @@ def _collection(path: Path, *, recordings: bool) -> Iterator[Finding]:
     roles = body.get(f"{NAMESPACE}:roles", {})
     for role, base in roles.items() if isinstance(roles, dict) else ():
         if base not in names:
-            yield Finding(
-                "error", path, f"collection.{NAMESPACE}:roles.{role}", f"{base} is not in core:streams"
-            )
+            yield Finding("error", path, f"collection.{NAMESPACE}:roles.{role}", f"{base} is not in core:streams")
     for base, expected in listed:
         meta_path = path.with_name(base + META_SUFFIX)
         try:
@@ -162,9 +158,7 @@ def _recording(meta_path: Path) -> Iterator[Finding]:
     try:
         json.dumps(meta, allow_nan=False)
     except ValueError:
-        yield Finding(
-            "error", meta_path, "", "holds NaN or Infinity, which JSON does not allow; take the field out"
-        )
+        yield Finding("error", meta_path, "", "holds NaN or Infinity, which JSON does not allow; take the field out")
     for field, message in meta_problems(meta):
         yield Finding("error", meta_path, field, message)
     try:

@@ -96,15 +96,11 @@ class RecordingWriter:
         if isinstance(n_channels, bool) or not isinstance(n_channels, int) or n_channels < 1:
             raise RecordingError(f"n_channels is {n_channels!r}; it must be an integer of at least 1")
         if datatype not in DATATYPES:
-            raise RecordingError(
-                f"datatype is {datatype!r}; recordings are written as {' or '.join(DATATYPES)}"
-            )
+            raise RecordingError(f"datatype is {datatype!r}; recordings are written as {' or '.join(DATATYPES)}")
         if not (math.isfinite(sample_rate_hz) and sample_rate_hz > 0):
             raise RecordingError(f"sample_rate_hz is {sample_rate_hz}; it must be positive and finite")
         if frequency_hz is not None and not math.isfinite(frequency_hz):
-            raise RecordingError(
-                f"frequency_hz is {frequency_hz}; it must be finite, or None if there is none"
-            )
+            raise RecordingError(f"frequency_hz is {frequency_hz}; it must be finite, or None if there is none")
         if on_full not in ("block", "drop"):
             raise ValueError(f"on_full is {on_full!r}; it must be 'block' or 'drop'")
         for argument, value in (("queue_bytes", queue_bytes), ("chunk_bytes", chunk_bytes)):
@@ -264,9 +260,7 @@ class RecordingWriter:
             self._lost_samples += int(lost_samples)
             self._start_segment(int(lost_samples), device_time, "radio")
 
-    def annotate(
-        self, sample_start: int, sample_count: int, label: str, comment: str = "", **fields: Any
-    ) -> None:
+    def annotate(self, sample_start: int, sample_count: int, label: str, comment: str = "", **fields: Any) -> None:
         """Mark a stretch of samples that have been written.
 
         Args:
@@ -377,9 +371,7 @@ class RecordingWriter:
             device_time = instant.plus(global_index - index, self._rate_hz)
         if device_time is not None:
             self._reference = (global_index, device_time)
-        self._put(
-            _segment_line(self._n_samples, global_index, device_time, lost_samples=lost, cause=cause), 1024
-        )
+        self._put(_segment_line(self._n_samples, global_index, device_time, lost_samples=lost, cause=cause), 1024)
 
     def _check_room(self) -> None:
         folder = self._paths.folder
@@ -466,7 +458,8 @@ class _ByteQueue:
         with self._changed:
             if not self._changed.wait_for(lambda: self._items, timeout_s):
                 return []
-            batch, total = [], 0
+            batch: list[Any] = []
+            total = 0
             while self._items:
                 item, size = self._items[0]
                 if batch and not (isinstance(item, tuple) and isinstance(batch[0], tuple)):
@@ -498,9 +491,7 @@ class _PartialFiles:
         self._created: list[Path] = []
         storage.make_folder(paths.folder)
         if (finished := self._finished()) is not None:
-            raise RecordingError(
-                f"{finished} exists; choose another name or pass overwrite=True to replace it"
-            )
+            raise RecordingError(f"{finished} exists; choose another name or pass overwrite=True to replace it")
         interrupted = [path for path in (paths.partial_data, paths.journal) if path.exists()]
         if interrupted and not overwrite:
             raise RecordingError(
@@ -508,9 +499,7 @@ class _PartialFiles:
                 f" on {paths.folder}, choose another name, or pass overwrite=True to lose it"
             )
         if paths.journal.exists() and is_locked(paths.journal):
-            raise RecordingError(
-                f"recording {paths.name} in {paths.folder} is being written; choose another name"
-            )
+            raise RecordingError(f"recording {paths.name} in {paths.folder} is being written; choose another name")
 
     def _finished(self) -> Path | None:
         """File of a finished recording that must not be replaced."""
@@ -536,8 +525,7 @@ class _PartialFiles:
             storage.fsync_folder(paths.folder)
         except FileExistsError as err:
             raise RecordingError(
-                f"recording {paths.name} in {paths.folder} is being written by another process; choose"
-                " another name"
+                f"recording {paths.name} in {paths.folder} is being written by another process; choose another name"
             ) from err
         except OSError as err:
             raise StorageError(
@@ -677,9 +665,7 @@ class _Sink:
         name = self._files.paths.name
         if self._bytes == 0:
             self._files.discard()
-            raise RecordingError(
-                f"recording {name} has no samples; nothing was kept. Write some before closing"
-            )
+            raise RecordingError(f"recording {name} has no samples; nothing was kept. Write some before closing")
         self.flush_chunk()
         fields = {} if reason is None else {"incomplete_reason": reason}
         end = {

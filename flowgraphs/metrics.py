@@ -85,9 +85,7 @@ def ratio(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
 
 
-def synchronisation(
-    rows: np.ndarray, sent: np.ndarray, source: RunFolder, scenario: Scenario
-) -> dict[str, Any]:
+def synchronisation(rows: np.ndarray, sent: np.ndarray, source: RunFolder, scenario: Scenario) -> dict[str, Any]:
     """Estimates of timing and carrier offset against truth."""
     if not len(rows):
         return {}

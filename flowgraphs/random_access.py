@@ -80,9 +80,7 @@ class RandomAccess(gr.top_block):
         self, scenario: Scenario, n_frames: int, tail_samples: int, tx_sink: SigmfSink | None
     ) -> None:
         users = scenario.users
-        self.frame_transmitter = FrameTransmitter(
-            scenario.frame, n_frames, scenario.beacon_amplitude, tail_samples
-        )
+        self.frame_transmitter = FrameTransmitter(scenario.frame, n_frames, scenario.beacon_amplitude, tail_samples)
         self.user_transmitter = UserTransmitter(
             scenario.frame, scenario.preambles(), users.activity, users.preamble_lengths, scenario.seed
         )

@@ -64,9 +64,7 @@ class RowLog:
             self._file.write(_header(self.dtype, self.rows))
             self._file.close()
         except OSError as error:
-            raise StorageError(
-                f"cannot finish {self.path}: {error.strerror}; rows before are kept"
-            ) from error
+            raise StorageError(f"cannot finish {self.path}: {error.strerror}; rows before are kept") from error
 
     def __enter__(self) -> RowLog:
         return self

@@ -129,9 +129,7 @@ def requested_settings(scenario: Scenario) -> Settings:
     return Settings(scenario.frame.sample_rate_hz, scenario.radio.frequency_hz)
 
 
-def make_detector(
-    scenario: Scenario, name: str | None = None, options: dict[str, Any] | None = None
-) -> Detector:
+def make_detector(scenario: Scenario, name: str | None = None, options: dict[str, Any] | None = None) -> Detector:
     """The scenario's detector, or another one by name, for its preambles and activity."""
     users = scenario.users
     # A prior of exactly 0 or 1 would decide without listening.
@@ -160,9 +158,7 @@ class _Logs:
         self.snapshots = stack.enter_context(
             RowLog(folder.snapshots, np.dtype([("frame", "<i8"), ("values", "<c8", (self._snapshot_items,))]))
         )
-        self.truth = (
-            None if arrival is None else stack.enter_context(RowLog(folder.truth, truth_dtype(self.n_users)))
-        )
+        self.truth = None if arrival is None else stack.enter_context(RowLog(folder.truth, truth_dtype(self.n_users)))
         self._masks: dict[int, np.ndarray] = {}
         self._constellation: list[np.ndarray] = []
         self._constellation_path = folder.constellation
@@ -425,9 +421,7 @@ def compare_decisions(live: np.ndarray, replayed: np.ndarray) -> tuple[int, int,
     equal, different = 0, []
     for row in live:
         other = by_place.pop((int(row["sample_time"]), int(row["frame"])), None)
-        if other is not None and all(
-            row[name].tobytes() == other[name].tobytes() for name in DECISION_FIELDS
-        ):
+        if other is not None and all(row[name].tobytes() == other[name].tobytes() for name in DECISION_FIELDS):
             equal += 1
         else:
             different.append(int(row["frame"]))
@@ -456,9 +450,7 @@ def _receiver_counts(flowgraph: RandomAccess) -> dict[str, Any]:
     }
 
 
-def _sinks(
-    folder: RunFolder, scenario: Scenario, radio: Radio, actual: Settings
-) -> tuple[SigmfSink, SigmfSink]:
+def _sinks(folder: RunFolder, scenario: Scenario, radio: Radio, actual: Settings) -> tuple[SigmfSink, SigmfSink]:
     common = {"path": radio.capabilities.path, "origin": "sim", "seed": scenario.seed}
     receive = SigmfSink(
         folder.path,

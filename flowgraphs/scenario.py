@@ -38,17 +38,13 @@ class Users(_Section):
         description="preamble symbols sent, frame after frame in turn",
     )
     preamble_seed: int = Field(1, ge=0, description="seed of the 4QAM preamble pool")
-    power_spread_db: float = Field(
-        0.0, ge=0, le=30, description="standard deviation of the users' received powers"
-    )
+    power_spread_db: float = Field(0.0, ge=0, le=30, description="standard deviation of the users' received powers")
 
 
 class Link(_Section):
     """Received signal-to-noise ratios, on average over fading."""
 
-    access_snr_db: float = Field(
-        10.0, ge=-30, le=60, description="total over all active users, per access cell"
-    )
+    access_snr_db: float = Field(10.0, ge=-30, le=60, description="total over all active users, per access cell")
     beacon_snr_db: float = Field(10.0, ge=-30, le=60, description="of the beacon, per antenna and sample")
 
 
@@ -67,9 +63,7 @@ class Sync(_Section):
     """Frame synchronisation."""
 
     max_cfo_ppm: float = Field(5.0, ge=0, le=100, description="largest carrier offset to search, either sign")
-    false_alarms_per_sample: float = Field(
-        1e-10, gt=0, lt=0.1, description="of the beacon's detector in noise"
-    )
+    false_alarms_per_sample: float = Field(1e-10, gt=0, lt=0.1, description="of the beacon's detector in noise")
 
 
 class DetectorSection(_Section):
@@ -182,9 +176,7 @@ def load_scenario(source: str | Path, overrides: tuple[str, ...] | list[str] = (
     shipped = shipped_scenarios()
     path = shipped.get(str(source), Path(source))
     if not path.is_file():
-        raise ScenarioError(
-            f"scenario {str(source)!r} is neither a file nor a shipped scenario ({', '.join(shipped)})"
-        )
+        raise ScenarioError(f"scenario {str(source)!r} is neither a file nor a shipped scenario ({', '.join(shipped)})")
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -212,9 +204,7 @@ def _override(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ScenarioError(
-            f"override {text!r} is not of the form section.field=value, e.g. users.activity=0.2"
-        )
+        raise ScenarioError(f"override {text!r} is not of the form section.field=value, e.g. users.activity=0.2")
     try:
         parsed = tomllib.loads(f"value = {value.strip()}")["value"]
     except tomllib.TOMLDecodeError:

@@ -15,7 +15,7 @@ def backends() -> dict[str, type[Radio]]:
     folder = importlib.import_module(package).__path__
     for module in pkgutil.iter_modules(folder):
         importlib.import_module(f"{package}.{module.name}")
-    return {kind.kind: kind for kind in sorted(Radio.__subclasses__(), key=lambda kind: kind.kind)}
+    return {kind.kind: kind for kind in sorted(Radio.__subclasses__(), key=lambda kind: kind.kind)}  # type: ignore[type-abstract]
 
 
 def backend(kind: str) -> type[Radio]:

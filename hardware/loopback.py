@@ -114,9 +114,7 @@ class LoopbackRadio(Radio):
         """The emulator; its outputs are the antennas."""
         if self._block is None:
             if self.air is None or self._settings is None:
-                raise RadioError(
-                    "the loopback radio was not configured: call configure() before source() or sink()"
-                )
+                raise RadioError("the loopback radio was not configured: call configure() before source() or sink()")
             self._block = ChannelEmulator(
                 self.air, self._frame_format, self._settings.frequency_hz, self._losses, self._with_users
             )

@@ -36,15 +36,9 @@ class ChannelConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["none", "rayleigh", "clustered"] = Field(default="none", description="family of channels")
-    delay_spread_s: float = Field(
-        default=0.0, ge=0, le=1e-3, description="rms delay spread; 0 is frequency-flat"
-    )
-    n_taps: int = Field(
-        default=8, ge=1, le=64, description="taps of a rayleigh channel that has a delay spread"
-    )
-    doppler_hz: float = Field(
-        default=0.0, ge=0, le=1e5, description="maximum Doppler shift, speed over wavelength"
-    )
+    delay_spread_s: float = Field(default=0.0, ge=0, le=1e-3, description="rms delay spread; 0 is frequency-flat")
+    n_taps: int = Field(default=8, ge=1, le=64, description="taps of a rayleigh channel that has a delay spread")
+    doppler_hz: float = Field(default=0.0, ge=0, le=1e5, description="maximum Doppler shift, speed over wavelength")
     redraw: Literal["frame", "never"] = Field(
         default="frame",
         description="frame: new fading for every frame; never: one realisation that moves with Doppler",
@@ -60,9 +54,7 @@ class ChannelConfig(BaseModel):
     cluster_spread_deg: float = Field(
         default=3.0, ge=0, le=90, description="part of the azimuth spread that lies within each cluster, rms"
     )
-    zenith_spread_deg: float = Field(
-        default=3.0, ge=0, le=45, description="rms zenith spread around the horizon"
-    )
+    zenith_spread_deg: float = Field(default=3.0, ge=0, le=45, description="rms zenith spread around the horizon")
     azimuth_deg: float | None = Field(
         default=None,
         ge=-90,
@@ -254,9 +246,7 @@ def _draw_clustered(config: ChannelConfig, n_antennas: int, rng: np.random.Gener
         towards = config.sector_deg * (rng.random() - 0.5)
     between_deg = math.sqrt(config.angle_spread_deg**2 - config.cluster_spread_deg**2)
     azimuth_deg = (
-        towards
-        + _laplace(rng, between_deg, (clusters, 1))
-        + _laplace(rng, config.cluster_spread_deg, (clusters, rays))
+        towards + _laplace(rng, between_deg, (clusters, 1)) + _laplace(rng, config.cluster_spread_deg, (clusters, rays))
     )
     zenith_deg = 90 + _laplace(rng, config.zenith_spread_deg, (clusters, rays))
     azimuth, zenith = np.deg2rad(azimuth_deg).ravel(), np.deg2rad(zenith_deg).ravel()

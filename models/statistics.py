@@ -95,9 +95,7 @@ def miss_false_alarm_curve(scores: ArrayLike, active: ArrayLike) -> DecisionCurv
     s = np.asarray(scores, dtype=np.float64).ravel()
     a = np.asarray(active, dtype=bool).ravel()
     if np.shape(scores) != np.shape(active) or s.size == 0 or np.isnan(s).any():
-        raise ValueError(
-            f"scores {np.shape(scores)} and active {np.shape(active)}: need one shape, not empty, no NaN"
-        )
+        raise ValueError(f"scores {np.shape(scores)} and active {np.shape(active)}: need one shape, not empty, no NaN")
     order = np.argsort(s, kind="stable")
     s, a = s[order], a[order]
     last = np.flatnonzero(np.append(s[1:] != s[:-1], True))  # last of each run of equal scores

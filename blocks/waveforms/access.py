@@ -77,7 +77,5 @@ def noise_power(samples: np.ndarray, frame_format: FrameFormat) -> float:
     Returns:
         Noise power per cell (complex sample, unitary transform).
     """
-    cells = demodulate(samples, frame_format, frame_format.noise_symbols)[
-        :, :, frame_format.access_subcarriers
-    ]
+    cells = demodulate(samples, frame_format, frame_format.noise_symbols)[:, :, frame_format.access_subcarriers]
     return float(np.mean(np.abs(cells.astype(np.complex128)) ** 2))

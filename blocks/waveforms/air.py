@@ -95,10 +95,7 @@ class Truth:
 
     def as_dict(self) -> dict[str, Any]:
         """Give all values as plain numbers and lists, for a report."""
-        return {
-            name: value.tolist() if isinstance(value, np.ndarray) else value
-            for name, value in vars(self).items()
-        }
+        return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(self).items()}
 
 
 @dataclass
@@ -242,9 +239,7 @@ class Air:
         self._prepare_chains()
 
         self._beacon_paths = draw_paths(beacon_channel, n_rx, self._random.at(_BEACON_CHANNEL))
-        self._beacon_delays = (
-            self._common_delay + self._beacon_paths.tap_delays_s * sample_rate_hz + np.zeros(1)
-        )
+        self._beacon_delays = self._common_delay + self._beacon_paths.tap_delays_s * sample_rate_hz + np.zeros(1)
         self._beacon_piece = self._gain_piece(beacon_channel)
         self._user_piece = self._gain_piece(channel)
         self._lasting_paths: dict[int, Paths] = {}
@@ -414,9 +409,7 @@ class Air:
         if self._channel.redraw == "frame":
             return draw_paths(self._channel, self.n_rx, self._random.at(_USER_CHANNEL, user, 1 + frame))
         if user not in self._lasting_paths:
-            self._lasting_paths[user] = draw_paths(
-                self._channel, self.n_rx, self._random.at(_USER_CHANNEL, user, 0)
-            )
+            self._lasting_paths[user] = draw_paths(self._channel, self.n_rx, self._random.at(_USER_CHANNEL, user, 0))
         return self._lasting_paths[user]
 
     def _gain_piece(self, channel: ChannelConfig) -> int:
@@ -490,9 +483,7 @@ class Air:
         if self._turns:
             cycles = self.truth.cfo_hz / self.sample_rate_hz
             steps = self._phase_steps(n, _RECEIVER_PHASE, block)
-            self._receiver_phase = turn(
-                rotator, rotator, cycles, begin, steps, start_rad=self._receiver_phase
-            )
+            self._receiver_phase = turn(rotator, rotator, cycles, begin, steps, start_rad=self._receiver_phase)
         return rotator
 
     def _add_beacon(self, tx: np.ndarray, block: int, first: int, body: np.ndarray) -> None:
@@ -570,13 +561,9 @@ class Air:
                 self.truth.sampling_offset,
                 self._delay_piece,
             )
-            self._add_paths(
-                body[:, low - first : high - first], rows, low, self._user_piece, [b.paths for b in group]
-            )
+            self._add_paths(body[:, low - first : high - first], rows, low, self._user_piece, [b.paths for b in group])
 
-    def _add_paths(
-        self, body: np.ndarray, rows: np.ndarray, first: int, piece: int, sources: list[Paths]
-    ) -> None:
+    def _add_paths(self, body: np.ndarray, rows: np.ndarray, first: int, piece: int, sources: list[Paths]) -> None:
         """Add delayed signals times gains, the gains held over pieces.
 
         Args:

@@ -15,11 +15,8 @@ from functools import lru_cache
 import numpy as np
 import scipy.fft
 
-from .frame import FrameFormat
+from .frame import COUNTER_BITS, HEADER_BITS, FrameFormat
 from .ofdm import demodulate, modulate
-
-COUNTER_BITS = 32
-HEADER_BITS = COUNTER_BITS + 16
 
 
 @dataclass(frozen=True)
@@ -37,9 +34,7 @@ class Header:
     snr_db: float
 
 
-def _quiet_spectrum(
-    rng: np.random.Generator, n_fft: int, bins: np.ndarray, candidates: int = 256
-) -> np.ndarray:
+def _quiet_spectrum(rng: np.random.Generator, n_fft: int, bins: np.ndarray, candidates: int = 256) -> np.ndarray:
     """QPSK values on `bins` with the lowest peak among random candidates; complex128, (n_fft,)."""
     draws = np.zeros((candidates, n_fft), complex)
     draws[:, bins] = np.exp(1j * np.pi / 2 * rng.integers(0, 4, (candidates, len(bins))))
@@ -86,10 +81,6 @@ def _header_map(fmt: FrameFormat) -> tuple[np.ndarray, np.ndarray]:
     The order is shuffled so that the repetitions of a bit lie on distant subcarriers.
     """
     cells = fmt.header_symbols * fmt.n_used
-    if cells < HEADER_BITS:
-        raise ValueError(
-            f"header_symbols={fmt.header_symbols} hold {cells} cells, the header needs {HEADER_BITS}"
-        )
     rng = np.random.default_rng([fmt.sequence_seed, 3])
     return rng.permutation(np.arange(cells) % HEADER_BITS), rng.choice([-1.0, 1.0], cells)
 
@@ -161,6 +152,4 @@ def read_header(samples: np.ndarray, frame_format: FrameFormat, fraction_samples
     decided = np.where(symbols.real < 0, -1.0, 1.0)
     error = np.mean(np.abs(symbols - decided) ** 2)
     snr_db = 10 * np.log10(max(1.0 / max(error, 1e-9), 1e-3) / len(samples))
-    return Header(
-        int.from_bytes(payload, "big") if intact else None, symbols.astype(np.complex64), float(snr_db)
-    )
+    return Header(int.from_bytes(payload, "big") if intact else None, symbols.astype(np.complex64), float(snr_db))

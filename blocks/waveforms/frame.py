@@ -14,6 +14,11 @@ from functools import lru_cache
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+COUNTER_BITS = 32
+"""Bits of the frame counter in the beacon's header."""
+HEADER_BITS = COUNTER_BITS + 16
+"""Counter and its checksum."""
+
 
 class FrameFormat(BaseModel):
     """OFDM numerology and slots of one TDD frame.
@@ -26,14 +31,10 @@ class FrameFormat(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sample_rate_hz: float = Field(2e6, gt=0, le=1e9, description="complex samples per second of every chain")
-    n_fft: int = Field(
-        128, ge=16, le=8192, description="subcarriers = samples of an OFDM symbol without prefix"
-    )
+    n_fft: int = Field(128, ge=16, le=8192, description="subcarriers = samples of an OFDM symbol without prefix")
     cp_samples: int = Field(16, ge=1, description="cyclic prefix")
-    n_used: int = Field(96, ge=2, description="used subcarriers, half on each side of the empty DC")
-    sync_repeats: int = Field(
-        8, ge=2, le=64, description="pieces of n_fft/2 samples in the synchronisation sequence"
-    )
+    n_used: int = Field(96, ge=4, description="used subcarriers, half on each side of the empty DC")
+    sync_repeats: int = Field(8, ge=2, le=64, description="pieces of n_fft/2 samples in the synchronisation sequence")
     header_symbols: int = Field(4, ge=1, le=64, description="OFDM symbols that carry the frame counter")
     n_groups: int = Field(16, ge=1, description="groups of neighbouring subcarriers in the access slot")
     group_width: int = Field(4, ge=1, description="subcarriers per group")
@@ -51,6 +52,12 @@ class FrameFormat(BaseModel):
             raise ValueError(f"cp_samples={self.cp_samples} must be below n_fft={self.n_fft}")
         if self.n_used % 2 or self.n_used > self.n_fft - 2:
             raise ValueError(f"n_used={self.n_used} must be even and at most n_fft-2={self.n_fft - 2}")
+        if self.header_symbols * self.n_used < HEADER_BITS:
+            raise ValueError(
+                f"header_symbols={self.header_symbols} of n_used={self.n_used} hold "
+                f"{self.header_symbols * self.n_used} cells, the frame counter needs {HEADER_BITS}; "
+                "use more header symbols or subcarriers"
+            )
         if self.n_groups * self.group_width > self.n_used:
             raise ValueError(
                 f"n_groups*group_width={self.n_groups * self.group_width} subcarriers do not fit into "

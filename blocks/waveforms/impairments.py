@@ -36,9 +36,7 @@ class Impairments(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    cfo_ppm: float = Field(
-        default=0.0, ge=-100, le=100, description="clock of the transmitters against the receiver"
-    )
+    cfo_ppm: float = Field(default=0.0, ge=-100, le=100, description="clock of the transmitters against the receiver")
     sampling_offset_ppm: float | None = Field(
         default=None, ge=-100, le=100, description="same for the sampling clocks; none: they follow cfo_ppm"
     )
@@ -67,9 +65,7 @@ class Impairments(BaseModel):
     chain_delay_samples: float = Field(
         default=0.0, ge=0, le=16, description="delay of every receive chain: uniform, plus or minus this"
     )
-    chain_gain_db: float = Field(
-        default=0.0, ge=0, le=20, description="standard deviation of the gains of the chains"
-    )
+    chain_gain_db: float = Field(default=0.0, ge=0, le=20, description="standard deviation of the gains of the chains")
     iq_gain_db: float = Field(default=0.0, ge=-6, le=6, description="gain of Q over I")
     iq_phase_deg: float = Field(default=0.0, ge=-45, le=45, description="quadrature error")
     dc_dbfs: float | None = Field(
@@ -453,9 +449,7 @@ def delay_rows(
         (rows, width) complex64.
     """
     out = np.zeros((len(delays_samples), 2 * width), dtype=np.float32)
-    _delay_rows(
-        out, first, source.view(np.float32), offsets, starts, lengths, delays_samples, drift, piece, _KERNELS
-    )
+    _delay_rows(out, first, source.view(np.float32), offsets, starts, lengths, delays_samples, drift, piece, _KERNELS)
     return out.view(np.complex64)
 
 

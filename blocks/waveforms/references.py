@@ -134,9 +134,7 @@ def read_reference(path: str | Path, start_sample: int = 0, n_samples: int | Non
     return _unit_power(cut)
 
 
-def load_reference(
-    name_or_path: str | Path, start_sample: int = 0, n_samples: int | None = None
-) -> np.ndarray:
+def load_reference(name_or_path: str | Path, start_sample: int = 0, n_samples: int | None = None) -> np.ndarray:
     """A reference sequence by its standard name, or from a file; see `named_reference` and `read_reference`.
 
     Returns:
@@ -146,9 +144,7 @@ def load_reference(
         return read_reference(name_or_path, start_sample, n_samples)
     sequence = named_reference(str(name_or_path))
     if start_sample != 0 or n_samples not in (None, len(sequence)):
-        raise ScenarioError(
-            f"reference {name_or_path!r} is a whole sequence; start_sample and n_samples are for files"
-        )
+        raise ScenarioError(f"reference {name_or_path!r} is a whole sequence; start_sample and n_samples are for files")
     return sequence
 
 

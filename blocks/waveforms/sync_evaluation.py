@@ -107,9 +107,7 @@ def measure_detection(
     room = max(length, detector.min_distance_samples)
     spacing = 4 * room if spacing_samples is None else spacing_samples
     if spacing < 2 * room + length:
-        raise ValueError(
-            f"spacing_samples={spacing} leaves preambles too close; use at least {2 * room + length}"
-        )
+        raise ValueError(f"spacing_samples={spacing} leaves preambles too close; use at least {2 * room + length}")
     amplitude = 10 ** (snr_db / 20)
     detector.restart(0)
     missed = false = 0
@@ -128,9 +126,7 @@ def measure_detection(
             gains = (rng.standard_normal(n_antennas) + 1j * rng.standard_normal(n_antennas)) / np.sqrt(2)
         time = np.arange(-_EDGE, length + _EDGE)
         signal = delay(reference, fraction) * np.exp(2j * np.pi * cfo_hz / detector.sample_rate_hz * time)
-        x[:, start - _EDGE : start + length + _EDGE] += (amplitude * gains[:, None] * signal).astype(
-            np.complex64
-        )
+        x[:, start - _EDGE : start + length + _EDGE] += (amplitude * gains[:, None] * signal).astype(np.complex64)
         true_snr_db = snr_db + 10 * np.log10(np.mean(np.abs(gains) ** 2))
         places.append((i * spacing + start + fraction, cfo_hz, true_snr_db))
         found += detector.process(x)
@@ -177,8 +173,6 @@ def measure_false_alarms(
     detector.restart(0)
     found = []
     for first in range(0, n_samples, chunk_samples):
-        found += detector.process(
-            white_noise(rng, (detector.n_antennas, min(chunk_samples, n_samples - first)))
-        )
+        found += detector.process(white_noise(rng, (detector.n_antennas, min(chunk_samples, n_samples - first))))
     found += detector.flush()
     return FalseAlarmMeasurement(n_samples, np.array([p.metric for p in found]))

@@ -129,9 +129,7 @@ def error_table(
     """
     scenario = scenario or AccessScenario()
     if min(n_samples, n_pools, n_timed) < 1:
-        raise ScenarioError(
-            f"n_samples={n_samples}, n_pools={n_pools}, n_timed={n_timed}: each must be at least 1"
-        )
+        raise ScenarioError(f"n_samples={n_samples}, n_pools={n_pools}, n_timed={n_timed}: each must be at least 1")
     chosen = [DetectorSetup(setup) if isinstance(setup, str) else setup for setup in setups]
     cells = [_Tally(setup.title, length) for length in lengths for setup in chosen]
     steps = 0
@@ -146,9 +144,7 @@ def error_table(
     return [cell.result() for cell in cells]
 
 
-def slot_time(
-    detector: Detector, y: NDArray[np.complex64], noise_power: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def slot_time(detector: Detector, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> NDArray[np.float64]:
     """Wall time of each slot in a batch of one, with input checks, after a warm-up.
 
     Args:
@@ -187,9 +183,7 @@ def _draws(
     root = np.random.SeedSequence(seed, spawn_key=(_PURPOSES[purpose],))
     for pool_seed in root.spawn(n_pools):
         # Every length has its own stream: its slots do not depend on which others are asked for.
-        preambles = qpsk_preambles(
-            scenario.n_users, scenario.max_length, np.random.default_rng(_child(pool_seed, 0))
-        )
+        preambles = qpsk_preambles(scenario.n_users, scenario.max_length, np.random.default_rng(_child(pool_seed, 0)))
         batches = [
             draw_batch(
                 np.random.default_rng(_child(pool_seed, length)),

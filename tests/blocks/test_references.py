@@ -39,7 +39,7 @@ def write_sigmf(folder, samples: np.ndarray, datatype: str, n_channels: int = 1)
 
 
 def test_long_training_field_follows_the_table_of_the_standard():
-    # IEEE Std 802.11-2020, annex I.1: the long training sequence in the time domain, an inverse FFT of 64 with
+    # IEEE Std 802.11-2020, annex I.1: the long training sequence in the time domain, inverse FFT of 64 with
     # the factor 1/64. The annex halves the very first sample, -0.156, by its window.
     table = [-0.156, 0.012 - 0.098j, 0.092 - 0.106j, -0.092 - 0.115j, -0.003 - 0.054j, 0.075 + 0.074j]
     reference = named_reference("l-ltf") * np.sqrt(52) / 64

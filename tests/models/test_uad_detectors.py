@@ -167,9 +167,7 @@ def test_same_bits_alone_in_a_batch_and_from_another_layout(name, rng, pool):
     batch = draw(rng, pool, length=11)
     detector = detectors.make(name, pool, ACTIVITY)
     scores = detector.scores(batch.y, batch.noise_power)
-    np.testing.assert_array_equal(
-        detectors.make(name, pool, ACTIVITY).scores(batch.y, batch.noise_power), scores
-    )
+    np.testing.assert_array_equal(detectors.make(name, pool, ACTIVITY).scores(batch.y, batch.noise_power), scores)
     for i in range(len(scores)):
         alone = detector.scores(batch.y[i : i + 1], batch.noise_power[i : i + 1])
         np.testing.assert_array_equal(alone[0], scores[i])
@@ -227,9 +225,7 @@ def test_all_of_few_users_active_are_found(name, rng):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    ("snr_db", "told"), [(60.0, None), (200.0, None), (200.0, 1e-30), (-60.0, None), (10, 1e30)]
-)
+@pytest.mark.parametrize(("snr_db", "told"), [(60.0, None), (200.0, None), (200.0, 1e-30), (-60.0, None), (10, 1e30)])
 def test_extreme_noise(name, snr_db, told, rng, pool):
     batch = draw(rng, pool, length=12, snr_db=snr_db, n_samples=4)
     noise = batch.noise_power if told is None else told
@@ -283,9 +279,7 @@ def test_easy_slots_are_solved(name, rng):
     # is derived for many users and leaves a few in such small pools.
     pool = qpsk_preambles(40, 20, rng)
     batch = draw(rng, pool, length=20, n_samples=60, n_snapshots=64)
-    detector = detectors.make(
-        name, pool, ACTIVITY, threshold={"map-search": 0.0, "somp": 1.2}.get(name, 0.35)
-    )
+    detector = detectors.make(name, pool, ACTIVITY, threshold={"map-search": 0.0, "somp": 1.2}.get(name, 0.35))
     assert np.mean(detector.detect(batch.y, batch.noise_power).active != batch.active) < (
         0.006 if name == "gmmv-amp" else 0.002
     )
@@ -297,9 +291,7 @@ def test_warm_up_leaves_decisions_alone(name, rng, pool):
     cold = detectors.make(name, pool, ACTIVITY)
     warm = detectors.make(name, pool, ACTIVITY)
     warm.warm_up(9, 32)
-    np.testing.assert_array_equal(
-        cold.scores(batch.y, batch.noise_power), warm.scores(batch.y, batch.noise_power)
-    )
+    np.testing.assert_array_equal(cold.scores(batch.y, batch.noise_power), warm.scores(batch.y, batch.noise_power))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -359,17 +351,13 @@ def test_descent_reaches_the_optimum_of_the_plain_algorithm(length, rng, pool):
     for i in range(3):
         reference = plain_descent(batch.y[i], batch.noise_power[i], pool, detector._order, 400)
         at_reference = likelihood(batch.y[i], batch.noise_power[i], pool, reference)
-        assert likelihood(batch.y[i], batch.noise_power[i], pool, got[i]) == pytest.approx(
-            at_reference, abs=1e-6
-        )
+        assert likelihood(batch.y[i], batch.noise_power[i], pool, got[i]) == pytest.approx(at_reference, abs=1e-6)
 
 
 @pytest.mark.parametrize("length", [6, 12])
 def test_optimum_satisfies_the_karush_kuhn_tucker_conditions(length, rng, pool):
     batch = draw(rng, pool, length=length, n_samples=3)
-    got = detectors.make("cd", pool, ACTIVITY, tolerance=1e-10, max_sweeps=1000).powers(
-        batch.y, batch.noise_power
-    )
+    got = detectors.make("cd", pool, ACTIVITY, tolerance=1e-10, max_sweeps=1000).powers(batch.y, batch.noise_power)
     assert (got >= 0).all()
     for i in range(3):
         y = batch.y[i].astype(complex)
@@ -386,9 +374,7 @@ def test_default_tolerance_is_close_to_the_optimum(rng):
     pool = qpsk_preambles(128, 12, rng)
     batch = draw(rng, pool, length=12, n_samples=5, n_snapshots=64)
     loose = detectors.make("cd", pool, ACTIVITY).powers(batch.y, batch.noise_power)
-    tight = detectors.make("cd", pool, ACTIVITY, tolerance=1e-9, max_sweeps=1000).powers(
-        batch.y, batch.noise_power
-    )
+    tight = detectors.make("cd", pool, ACTIVITY, tolerance=1e-9, max_sweeps=1000).powers(batch.y, batch.noise_power)
     # Users have power 1 and decisions fall near 0.4.
     assert np.abs(loose - tight).max() < 0.05
 
@@ -488,9 +474,9 @@ def test_each_move_is_the_best_of_all_flips_and_swaps(rng):
     for i in range(12):
         y, noise = batch.y[i : i + 1], batch.noise_power[i : i + 1]
         track = [
-            detectors.make("map-search", pool, 0.25, gain=1.0, max_moves=moves)._search(
-                np.ascontiguousarray(y), noise
-            )[1][0]
+            detectors.make("map-search", pool, 0.25, gain=1.0, max_moves=moves)._search(np.ascontiguousarray(y), noise)[
+                1
+            ][0]
             for moves in range(6)
         ]
         for before, after in itertools.pairwise(track):
@@ -513,8 +499,7 @@ def test_search_is_better_than_its_start(rng):
     batch = draw(rng, pool, length=10, n_samples=300, n_snapshots=64)
     errors = {
         name: np.sum(
-            detectors.make(name, pool, ACTIVITY, gain=1.0).detect(batch.y, batch.noise_power).active
-            != batch.active
+            detectors.make(name, pool, ACTIVITY, gain=1.0).detect(batch.y, batch.noise_power).active != batch.active
         )
         for name in ("cd", "map-search")
     }
@@ -527,9 +512,7 @@ def test_estimated_gain_of_users_of_another_power(rng):
     pool = qpsk_preambles(128, 12, rng)
     for gain in (1 / 16, 16.0):
         batch = draw(rng, pool, length=12, n_samples=60, n_snapshots=64)
-        found = detectors.make("map-search", pool, ACTIVITY).detect(
-            np.sqrt(gain) * batch.y, gain * batch.noise_power
-        )
+        found = detectors.make("map-search", pool, ACTIVITY).detect(np.sqrt(gain) * batch.y, gain * batch.noise_power)
         assert np.mean(found.active != batch.active) < 0.01
 
 
@@ -621,9 +604,7 @@ def plain_messages(y, noise_power, preambles, activity, iterations, damping, lea
 def test_messages_equal_the_matrix_form(length, learn_noise, rng, pool):
     batch = draw(rng, pool, length=length, n_samples=3)
     options = {"iterations": 8, "damping": 0.3, "learn_noise": learn_noise}
-    got = detectors.make("gmmv-amp", pool, ACTIVITY, tolerance=1e-12, **options).scores(
-        batch.y, batch.noise_power
-    )
+    got = detectors.make("gmmv-amp", pool, ACTIVITY, tolerance=1e-12, **options).scores(batch.y, batch.noise_power)
     for i in range(3):
         expected = plain_messages(batch.y[i], batch.noise_power[i], pool, ACTIVITY, **options)
         np.testing.assert_allclose(got[i], expected, rtol=1e-6, atol=1e-9)

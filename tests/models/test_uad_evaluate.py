@@ -109,9 +109,7 @@ def test_calibrated_threshold_is_the_best_on_its_draws():
         for pool, batches in calibration_draws(SMALL, [6, 10], 40, 2, 0):
             scores.append(detectors.make("cd", pool, 0.1).scores(batches[at].y, batches[at].noise_power))
             truth.append(batches[at].active)
-        errors = {
-            t: np.mean((np.concatenate(scores) > t) != np.concatenate(truth)) for t in np.linspace(0, 2, 81)
-        }
+        errors = {t: np.mean((np.concatenate(scores) > t) != np.concatenate(truth)) for t in np.linspace(0, 2, 81)}
         reached = np.mean((np.concatenate(scores) > table[length]) != np.concatenate(truth))
         # The table keeps three digits, which may cost a decision or two of 1920.
         assert reached <= min(errors.values()) + 2 / 1920

@@ -40,7 +40,7 @@ def test_total_snr_and_noise_power_of_the_ensemble(rng):
     batch = draw_batch(rng, pool, 4000, 8, 16, 0.1, 3.0)
     assert batch.y.dtype == np.complex64
     np.testing.assert_allclose(batch.noise_power, 6.4 / 10**0.3)
-    # A slot has 6.4 +- 2.4 users: its power deviates by less than half, the mean over 4000 by less than 0.008.
+    # A slot has 6.4 +- 2.4 users: its power deviates by half at most, the mean over 4000 by 0.008.
     power = np.mean(np.abs(batch.y.astype(complex)) ** 2)
     assert power == pytest.approx(6.4 + 6.4 / 10**0.3, rel=5 * 0.008)
     # 256 000 decisions: standard deviation sqrt(0.09 / 256000) = 6e-4.

@@ -62,8 +62,6 @@ def _discovered() -> dict[str, type[Detector]]:
             if item.__module__ != module.__name__ or inspect.isabstract(item):
                 continue
             if item.name in found:
-                raise RuntimeError(
-                    f"two detectors are named {item.name!r}; rename the one in {module.__name__}"
-                )
+                raise RuntimeError(f"two detectors are named {item.name!r}; rename the one in {module.__name__}")
             found[item.name] = item
     return dict(sorted(found.items()))

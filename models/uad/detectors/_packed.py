@@ -168,6 +168,22 @@ def subtract_outer(packed, b, factor):
 
 
 @compiled
+def subtract_outer_pair(packed, b, c):
+    """A -= b c^H + c b^H in place; packed float64 (side, side), b and c float64 (2, side)."""
+    side = packed.shape[0]
+    for i in range(side):
+        plus = b[0, i] + b[1, i]
+        minus = b[1, i] - b[0, i]
+        for j in range(side):
+            packed[i, j] -= plus * c[0, j] + minus * c[1, j]
+    for i in range(side):
+        plus = c[0, i] + c[1, i]
+        minus = c[1, i] - c[0, i]
+        for j in range(side):
+            packed[i, j] -= plus * b[0, j] + minus * b[1, j]
+
+
+@compiled
 def add_user(inverse, weighted, s, delta, b, c):
     """Change Sigma by delta s s^H in place: Q = Sigma^-1 and P = Q C Q by rank-one formulas.
 
@@ -184,16 +200,7 @@ def add_user(inverse, weighted, s, delta, b, c):
         c[0, i] = k * (c[0, i] - half * b[0, i])
         c[1, i] = k * (c[1, i] - half * b[1, i])
     subtract_outer(inverse, b, k)
-    for i in range(side):
-        b_plus = b[0, i] + b[1, i]
-        b_minus = b[1, i] - b[0, i]
-        for j in range(side):
-            weighted[i, j] -= b_plus * c[0, j] + b_minus * c[1, j]
-    for i in range(side):
-        c_plus = c[0, i] + c[1, i]
-        c_minus = c[1, i] - c[0, i]
-        for j in range(side):
-            weighted[i, j] -= c_plus * b[0, j] + c_minus * b[1, j]
+    subtract_outer_pair(weighted, b, c)
 
 
 @compiled

@@ -53,21 +53,15 @@ class Detector(ABC):
     def __init__(self, preambles: ArrayLike, activity: float, *, threshold: float | None = None) -> None:
         pool = np.array(preambles, dtype=np.complex64, order="C")
         if pool.ndim != 2 or 0 in pool.shape:
-            raise ScenarioError(
-                f"preambles has shape {pool.shape}; needs (max_length, user), both at least 1"
-            )
+            raise ScenarioError(f"preambles has shape {pool.shape}; needs (max_length, user), both at least 1")
         if not np.isfinite(pool).all():
             raise ScenarioError("preambles holds NaN or infinite symbols; draw the pool again")
         if not pool[0].all():
-            raise ScenarioError(
-                "preambles starts with a zero symbol for some user, which length 1 cannot detect"
-            )
+            raise ScenarioError("preambles starts with a zero symbol for some user, which length 1 cannot detect")
         if not 0 < activity < 1:
             raise ScenarioError(f"activity={activity}: a probability between 0 and 1, both excluded")
         if threshold is not None and not np.isfinite(threshold):
-            raise ScenarioError(
-                f"threshold={threshold}: a finite number, or None for the calibrated threshold"
-            )
+            raise ScenarioError(f"threshold={threshold}: a finite number, or None for the calibrated threshold")
         pool.setflags(write=False)
         self.preambles: NDArray[np.complex64] = pool
         self.activity = float(activity)
@@ -126,14 +120,10 @@ class Detector(ABC):
     def _scores(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> NDArray[np.float64]:
         """Score checked input: complex64 (sample, symbol, snapshot), C-contiguous; float64 (sample,)."""
 
-    def _checked(
-        self, y: ArrayLike, noise_power: ArrayLike
-    ) -> tuple[NDArray[np.complex64], NDArray[np.float64]]:
+    def _checked(self, y: ArrayLike, noise_power: ArrayLike) -> tuple[NDArray[np.complex64], NDArray[np.float64]]:
         received = np.ascontiguousarray(y, dtype=np.complex64)
         if received.ndim != 3 or received.shape[2] < 1:
-            raise ValueError(
-                f"y has shape {received.shape}; needs (sample, symbol, snapshot) with at least 1 snapshot"
-            )
+            raise ValueError(f"y has shape {received.shape}; needs (sample, symbol, snapshot) with at least 1 snapshot")
         if not 1 <= received.shape[1] <= self.max_length:
             raise ValueError(
                 f"y has {received.shape[1]} symbols; the preambles allow 1 to {self.max_length}; "

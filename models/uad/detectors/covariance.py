@@ -78,9 +78,7 @@ class CoordinateDescent(Detector):
         columns, forms = self._preambles.of(y.shape[1])
         gamma = np.empty((y.shape[0], self.n_users))
         for i in range(y.shape[0]):
-            descend(
-                y[i], noise_power[i], columns, forms, self._order, self._tolerance, self._max_sweeps, gamma[i]
-            )
+            descend(y[i], noise_power[i], columns, forms, self._order, self._tolerance, self._max_sweeps, gamma[i])
         return gamma
 
     def _scores(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> NDArray[np.float64]:

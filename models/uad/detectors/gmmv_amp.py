@@ -65,9 +65,7 @@ class GmmvAmp(Detector):
         s_re, s_im = np.ascontiguousarray(sent.real), np.ascontiguousarray(sent.imag)
         scores = np.empty((y.shape[0], self.n_users))
         for i in range(y.shape[0]):
-            used = max(
-                noise_power[i], _packed.NOISE_FLOOR * float(np.mean(np.abs(y[i].astype(complex)) ** 2))
-            )
+            used = max(noise_power[i], _packed.NOISE_FLOOR * float(np.mean(np.abs(y[i].astype(complex)) ** 2)))
             received = y[i].astype(np.complex128) / np.sqrt(used)
             pass_messages(
                 np.ascontiguousarray(received.real),
@@ -140,12 +138,8 @@ def pass_messages(y_re, y_im, s_re, s_im, activity, iterations, tolerance, dampi
                     next_im[m] += a * x_im[n, m] + b * x_re[n, m]
             for m in range(n_snapshots):
                 onsager = next_v[m] / (noise + big_v[k, m])
-                z_re[k, m] = keep * z_re[k, m] + (1.0 - keep) * (
-                    next_re[m] - (y_re[k, m] - z_re[k, m]) * onsager
-                )
-                z_im[k, m] = keep * z_im[k, m] + (1.0 - keep) * (
-                    next_im[m] - (y_im[k, m] - z_im[k, m]) * onsager
-                )
+                z_re[k, m] = keep * z_re[k, m] + (1.0 - keep) * (next_re[m] - (y_re[k, m] - z_re[k, m]) * onsager)
+                z_im[k, m] = keep * z_im[k, m] + (1.0 - keep) * (next_im[m] - (y_im[k, m] - z_im[k, m]) * onsager)
                 big_v[k, m] = keep * big_v[k, m] + (1.0 - keep) * next_v[m]
                 total = noise + big_v[k, m]
                 weight[k, m] = 1.0 / total

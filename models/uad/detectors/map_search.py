@@ -102,10 +102,7 @@ class MapSearch(Detector):
         gain = otherwise.copy()
         sent_power = np.mean(np.abs(self.preambles[: y.shape[1]].astype(np.complex128)) ** 2, axis=0)
         for i in range(y.shape[0]):
-            signal = (
-                np.mean(y[i].real.astype(np.float64) ** 2 + y[i].imag.astype(np.float64) ** 2)
-                - noise_power[i]
-            )
+            signal = np.mean(y[i].real.astype(np.float64) ** 2 + y[i].imag.astype(np.float64) ** 2) - noise_power[i]
             if chosen[i].any() and signal > 0:
                 gain[i] = max(gain[i], signal / sent_power[chosen[i]].sum())
         return gain

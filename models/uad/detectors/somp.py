@@ -66,15 +66,13 @@ def pursue(y, noise_power, s, forms, length, most, scores):
     s: float64 (user, 2, side); forms: float64 (user, side * side); scores: float64 (user,), zero on entry.
     """
     side = s.shape[2]
-    packed_covariance = np.empty((side, side))
     projector = np.zeros((side, side))
     residual = np.empty((side, side))
     b = np.empty((2, side))
     c = np.empty((2, side))
-    used = _packed.covariance(y, noise_power, packed_covariance)
+    used = _packed.covariance(y, noise_power, residual)
     for i in range(length):
         projector[i, i] = 1.0
-    residual[:, :] = packed_covariance
     flat = residual.reshape(-1)
     for _ in range(most):
         power = 0.0
@@ -97,4 +95,10 @@ def pursue(y, noise_power, s, forms, length, most, scores):
             break
         scores[best] = power * used / (noise_power * length)
         _packed.subtract_outer(projector, b, 1.0 / left)
-        _packed.sandwich(projector, packed_covariance, residual, b, c)
+        # With E = I - b b^H / left, E R E = R - b w^H - w b^H for w = (R b - b (b^H R b) / (2 left)) / left.
+        _packed.product(residual, b, c)
+        half = 0.5 * _packed.inner(b, c) / left
+        for i in range(side):
+            c[0, i] = (c[0, i] - half * b[0, i]) / left
+            c[1, i] = (c[1, i] - half * b[1, i]) / left
+        _packed.subtract_outer_pair(residual, b, c)
