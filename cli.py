@@ -504,12 +504,11 @@ def main() -> None:
     """Entry point: errors a user can mend end as one line and an exit code, never as a traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
     except SemairError as error:
         err.print(f"[red]error:[/] {error}", highlight=False)
         sys.exit(error.exit_code)
-    except typer.Exit as leave:
-        sys.exit(leave.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         err.print("stopped by Ctrl-C")
         sys.exit(INTERRUPTED)

@@ -100,7 +100,7 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
                     for frame in self.cutter.interrupt():
                         self._drop(frame)
             elif pmt.equal(tag.key, FRAME):
-                details = fields_of(tag.value)
+                details = self._frame_fields(tag)
                 self._details[tag.offset] = details
                 self.cutter.announce(
                     FrameStart(
@@ -115,6 +115,14 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
                     )
                 )
         self._ready.extend(self.cutter.process(samples[:, done:]))
+
+    def _frame_fields(self, tag: gr.tag_t) -> dict[str, Any]:
+        if not pmt.is_dict(tag.value):
+            raise ValueError(
+                f"the `frame` tag at sample {tag.offset} is {tag.value} and not the dictionary of a frame "
+                "synchroniser: put one before this block"
+            )
+        return fields_of(tag.value)
 
     def _breaks(self, tag: gr.tag_t) -> bool:
         """Whether a time tag does not continue the time before it."""

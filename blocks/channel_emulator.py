@@ -48,6 +48,11 @@ class ChannelEmulator(Failsafe, gr.basic_block):
         self.frame_format = frame_format
         self.centre_frequency_hz = centre_frequency_hz
         self.losses = sorted((int(at), int(count)) for at, count in losses)
+        for at, count in self.losses:
+            if at < 0 or count < 1:
+                raise ValueError(
+                    f"loss of {count} samples at {at}: allowed are counts of 1 or more at samples of 0 or more"
+                )
         self.with_users = with_users
         self.lost_samples = 0
         self._heard: set[int] = set()

@@ -54,6 +54,7 @@ class FrameSynchroniser(Failsafe, gr.sync_block):
         self.gaps = 0
         self.lost_samples = 0
         self._clock: tuple[int, int] = (0, 0)
+        self._time_known = False
         self._arrivals: deque[tuple[int, int]] = deque(maxlen=256)
         self.set_tag_propagation_policy(gr.TPP_DONT)
         self.set_output_multiple(chunk_samples)
@@ -87,16 +88,19 @@ class FrameSynchroniser(Failsafe, gr.sync_block):
             lost = 0
             if pmt.equal(tag.key, RX_TIME):
                 ticks = time_ticks(tag.value, self.frame_format.sample_rate_hz)
-                lost = ticks - self._clock[1] - (tag.offset - self._clock[0]) if tag.offset else 0
+                if self._time_known:
+                    lost = ticks - self._clock[1] - (tag.offset - self._clock[0])
             if lost or pmt.equal(tag.key, RX_END):
                 self._pass(samples, done, tag.offset - first, output_items)
                 done = tag.offset - first
                 self._publish(self.finder.interrupt())
             if lost:
                 self.gaps += 1
-                self.lost_samples += lost
+                # A clock that was set back loses nothing, though the stream breaks.
+                self.lost_samples += max(lost, 0)
             if pmt.equal(tag.key, RX_TIME):
                 self._clock = (tag.offset, ticks)
+                self._time_known = True
         self._pass(samples, done, n, output_items)
         return n
 

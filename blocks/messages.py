@@ -69,7 +69,13 @@ def unpack(message: Any) -> tuple[dict[str, Any], np.ndarray]:
 
 
 def fields_of(table: Any) -> dict[str, Any]:
-    """The plain values of a PMT dictionary."""
+    """The plain values of a PMT dictionary.
+
+    Raises:
+        ValueError: the PMT is another thing.
+    """
+    if not pmt.is_dict(table):
+        raise ValueError(f"expected a dictionary, given {table}")
     items = pmt.dict_items(table)
     fields = {}
     for k in range(pmt.length(items)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,8 +90,13 @@ class SigmfSink(Failsafe, gr.sync_block):
         return n
 
     def _device_time(self, tag: gr.tag_t) -> DeviceTime:
-        rate = round(self.sample_rate_hz)
-        return DeviceTime(*divmod(time_ticks(tag.value, self.sample_rate_hz), rate), rate)
+        ticks = time_ticks(tag.value, self.sample_rate_hz)
+        if float(self.sample_rate_hz).is_integer():
+            rate = int(self.sample_rate_hz)
+            return DeviceTime(*divmod(ticks, rate), rate)
+        # Sample periods are no whole part of a second: picoseconds tell them apart at any rate of a radio.
+        picoseconds = round(Fraction(ticks) / Fraction(self.sample_rate_hz) * 10**12)
+        return DeviceTime(*divmod(picoseconds, 10**12), 10**12)
 
     def stop(self) -> bool:
         """Close the recording, whatever ended the flowgraph."""

@@ -52,6 +52,11 @@ class UserTransmitter(Failsafe, gr.basic_block):
         gr.basic_block.__init__(self, name="semair user transmitter", in_sig=None, out_sig=None)
         if not 0 <= activity <= 1:
             raise ValueError(f"activity={activity} is not a probability: allowed 0 to 1")
+        if preambles.ndim != 2 or len(preambles) < max(preamble_lengths):
+            raise ValueError(
+                f"preambles has shape {preambles.shape}; needed: (at least {max(preamble_lengths)}, users), as "
+                f"preamble_lengths goes up to {max(preamble_lengths)}"
+            )
         self.frame_format = frame_format
         self.preambles = preambles
         self.activity = activity

@@ -37,11 +37,14 @@ def run_metrics(
     if truth is not None:
         known = matched(decisions, truth)
         rows, sent = decisions[known[0]], truth[known[1]]
+        # What was still on its way when a run was interrupted is not missed.
+        under_way = int(np.count_nonzero(truth["frame"] > decisions["frame"].max(initial=-1)))
+        due = len(truth) - (under_way if counts.get("interrupted") else 0)
         metrics["frames"] = {
             "sent": len(truth),
             "decided": len(decisions),
             "matched": len(rows),
-            "missed": len(truth) - len(rows) - counts.get("slots_dropped", 0),
+            "missed": due - len(rows) - counts.get("slots_dropped", 0),
             "false": len(decisions) - len(rows),
             "counted_on": int(np.count_nonzero(decisions["counted"])),
         }

@@ -16,6 +16,10 @@ The first stage has two forms:
   (which turns the carrier offset into a common phase) and summed over antennas and pieces.
 - Other references: T itself for all hypotheses by fast convolution.
 
+Where T passes its threshold, the gains of eight parts of the reference must agree, or differ no more than
+noise explains. Else a strong signal that contains a piece of the reference would be taken for it, as the long
+training field of 802.11n would for that of 802.11a.
+
 All arithmetic runs on a fixed grid of blocks counted from the last restart, so results are equal bit for bit
 however the stream is cut.
 """
@@ -37,8 +41,8 @@ _HYPOTHESIS_SPACING_TURNS = 0.5
 _SEGMENT_TURNS = 1 / 8  # within a segment of the exact stage: a loss of 0.2 dB at the largest offset
 _PIECE_TURNS = 0.6  # within a piece of the first stage: a loss of 5.9 dB at the largest offset
 _FIRST_STAGE_PASS = 2e-5  # of noise samples, about; each costs some microseconds
-_PARTS = 8
-_EVEN_SHARE = 0.65
+_PARTS = 8  # of equal energy, whose gains are compared
+_EVEN_SHARE = 0.65  # a match of five of the eight parts reaches 0.625, of six 0.75
 _UNEVEN_BY_NOISE = 1e-3  # of preambles so weak that noise alone makes them look uneven, those refused
 _DELAYS_PER_SAMPLE = 32  # of the stored references; linear interpolation between them errs by -63 dB at most
 _COARSE_DELAYS = 8  # stored delays per step of the coarse search

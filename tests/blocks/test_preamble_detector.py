@@ -131,9 +131,7 @@ def test_single_hypothesis_reaches_the_asked_rate_and_no_less(n_antennas):
 @pytest.mark.parametrize("sample_rate_hz", [2e6, 10e6])
 def test_beacon_at_minus_3_db_on_four_antennas(sample_rate_hz):
     detector = PreambleDetector(BEACON, sample_rate_hz=sample_rate_hz, n_antennas=4, max_cfo_hz=17.5e3)
-    result = measure_detection(
-        detector, np.random.default_rng(3), n_preambles=500, snr_db=-3, max_cfo_hz=17.5e3
-    )
+    result = measure_detection(detector, np.random.default_rng(3), n_preambles=500, snr_db=-3, max_cfo_hz=17.5e3)
     # Below 1e-3 missed, none of 500 is the likely outcome (61 %), two or fewer have probability 0.986; the
     # deflection of the metric, 0.33 against a threshold of 0.016, makes any miss a defect.
     assert result.missed == 0
@@ -146,9 +144,7 @@ def test_beacon_at_minus_3_db_on_four_antennas(sample_rate_hz):
 def test_estimates_come_close_to_their_bounds(reference, snr_db):
     sample_rate_hz = 10e6
     detector = PreambleDetector(reference, sample_rate_hz=sample_rate_hz, n_antennas=4, max_cfo_hz=17.5e3)
-    result = measure_detection(
-        detector, np.random.default_rng(4), n_preambles=100, snr_db=snr_db, max_cfo_hz=17.5e3
-    )
+    result = measure_detection(detector, np.random.default_rng(4), n_preambles=100, snr_db=snr_db, max_cfo_hz=17.5e3)
     assert result.missed == result.false == 0
     # Cramer-Rao bound of a tone's frequency, L samples on A antennas: variance 6 / ((2 pi)^2 A snr L^3).
     bound_hz = sample_rate_hz * np.sqrt(6 / (4 * 10 ** (snr_db / 10) * 512**3)) / (2 * np.pi)
@@ -262,12 +258,8 @@ def comparable(found: list[Preamble]) -> list[tuple]:
 
 SCENE = scene(2)
 MAKE = {
-    "pieces": lambda: PreambleDetector(
-        BEACON, sample_rate_hz=2e6, n_antennas=2, max_cfo_hz=4e3, block_samples=700
-    ),
-    "general": lambda: PreambleDetector(
-        BEACON, sample_rate_hz=2e6, n_antennas=2, block_samples=700, threshold=0.05
-    ),
+    "pieces": lambda: PreambleDetector(BEACON, sample_rate_hz=2e6, n_antennas=2, max_cfo_hz=4e3, block_samples=700),
+    "general": lambda: PreambleDetector(BEACON, sample_rate_hz=2e6, n_antennas=2, block_samples=700, threshold=0.05),
     "close": lambda: PreambleDetector(
         BEACON, sample_rate_hz=2e6, n_antennas=2, max_cfo_hz=4e3, min_distance_samples=40, block_samples=1
     ),
@@ -511,9 +503,7 @@ def test_further_wifi_detections_are_preambles_too(shared_data, name):
     x, starts = wifi(shared_data, name)
     # A field that repeats one of the two symbols with its prefix, 80 of 160 samples, as the high-throughput
     # long training field does, reaches a metric of (80/160)^2.
-    detector = PreambleDetector(
-        named_reference("l-ltf"), sample_rate_hz=20e6, max_cfo_hz=40e3, threshold=0.25
-    )
+    detector = PreambleDetector(named_reference("l-ltf"), sample_rate_hz=20e6, max_cfo_hz=40e3, threshold=0.25)
     found = search(detector, x)
     extra = [p.start for p in found if np.abs(starts - p.start).min() > 2]
     false = [start for start in extra if not repeats_after_64_samples(x[0], start)]
