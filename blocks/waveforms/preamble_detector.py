@@ -387,22 +387,28 @@ def _offset_power(sums, weights, segment, turns):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _find_offset(x, conj_reference, segment, weights, turns, step, half_width):
+def _find_offset(x, conj_reference, weights, turns, step, half_width):
     """Offset, in turns per sample, of the largest weighted power of the correlations near `turns`.
 
-    A grid of 2 half_width + 1 points `step` apart, then parabolas of shrinking step.
+    A grid of 2 half_width + 1 points `step` apart, then parabolas of shrinking step. `turns` is removed before
+    summing over segments, so that within a segment nothing turns that could bias the result.
     """
     n = x.shape[1]
+    segment = max(n // 32, 1)
     re = np.empty(n, np.float32)
     im = np.empty(n, np.float32)
     sums = np.empty((x.shape[0], (n + segment - 1) // segment), np.complex128)
+    phasors = _phasors(turns, n)
+    turned = np.empty(n, np.complex64)
+    for k in range(n):
+        turned[k] = conj_reference[k] * phasors[k]
     for a in range(x.shape[0]):
-        _segment_sums(x[a], conj_reference, segment, re, im, sums[a])
-    best, middle = turns, -1.0
+        _segment_sums(x[a], turned, segment, re, im, sums[a])
+    best, middle = 0.0, -1.0
     for i in range(-half_width, half_width + 1):
-        power = _offset_power(sums, weights, segment, turns + i * step)
+        power = _offset_power(sums, weights, segment, i * step)
         if power > middle:
-            best, middle = turns + i * step, power
+            best, middle = i * step, power
     for _ in range(4):
         low = _offset_power(sums, weights, segment, best - step)
         high = _offset_power(sums, weights, segment, best + step)
@@ -411,7 +417,7 @@ def _find_offset(x, conj_reference, segment, weights, turns, step, half_width):
             best += step * min(max(0.5 * (low - high) / curvature, -1.0), 1.0)
             middle = _offset_power(sums, weights, segment, best)
         step *= 0.25
-    return best
+    return turns + best
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
@@ -525,7 +531,7 @@ def _confirm(
         for a in range(x.shape[0]):
             energy = np.float64(_products(part[a], conj_reference, re, im))
             weights[a] = 1.0 / energy if energy > 0.0 else 0.0
-        best = _find_offset(part, conj_reference, segment, weights, turns[hypothesis], 0.125 / n, 2)
+        best = _find_offset(part, conj_reference, weights, turns[hypothesis], 0.125 / n, 2)
         share, unevenness = _evenness(part, reference, edges, part_energies, best)
         if share >= _EVEN_SHARE or unevenness <= unevenness_limit:
             kept[n_kept] = i
@@ -615,7 +621,7 @@ def _energy(x):
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _estimate(x, bank, segment, turns):
+def _estimate(x, bank, turns):
     """Maximum-likelihood offset, timing and gains of one path, near a start and an offset.
 
     Largest is the sum over antennas of the power of the correlation, each over its antenna's energy. The offset
@@ -624,7 +630,6 @@ def _estimate(x, bank, segment, turns):
     Args:
         x: complex64, (antennas, L).
         bank: complex64, (_DELAYS_PER_SAMPLE + 1, L): references delayed by -1/2 to 1/2 sample.
-        segment: samples over which the offset's turn is negligible.
         turns: offset in turns per sample to start from.
 
     Returns:
@@ -638,7 +643,7 @@ def _estimate(x, bank, segment, turns):
         if energies[a] > 0.0:
             weights[a] = 1.0 / energies[a]
     middle = bank.shape[0] // 2
-    turns = _find_offset(x, np.conj(bank[middle]), segment, weights, turns, 0.125 / n, 2)
+    turns = _find_offset(x, np.conj(bank[middle]), weights, turns, 0.125 / n, 2)
 
     level_re = np.empty((n_antennas, n))
     level_im = np.empty((n_antennas, n))
@@ -658,7 +663,7 @@ def _estimate(x, bank, segment, turns):
     before = min(int(place), bank.shape[0] - 2)
     rest = np.float32(place - before)
     delayed = (np.float32(1) - rest) * bank[before] + rest * bank[before + 1]
-    turns = _find_offset(x, np.conj(delayed), segment, weights, turns, 0.0625 / n, 0)
+    turns = _find_offset(x, np.conj(delayed), weights, turns, 0.0625 / n, 0)
     _derotate(x, turns, level_re, level_im)
     reference_energy = _energy(delayed)
     gains = np.empty(n_antennas, np.complex64)
@@ -1058,7 +1063,6 @@ class PreambleDetector:
         fraction, turns, metric, snr, gains = _estimate(
             np.ascontiguousarray(self._view(start, len(self.reference))),
             self._bank,
-            self._segment,
             self.hypotheses_hz[hypothesis] / self.sample_rate_hz,
         )
         return Preamble(start, fraction, turns * self.sample_rate_hz, metric, 10 * math.log10(snr), gains)
