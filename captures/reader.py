@@ -442,18 +442,15 @@ def _to_complex(raw: np.ndarray) -> np.ndarray:
     Returns:
         complex64, (channels, samples).
     """
-    result = np.empty((raw.shape[1], raw.shape[0]), dtype=np.complex64)
     # 32 bit integers do not fit float32, so they are scaled before they are rounded.
     working = np.float64 if raw.dtype.kind != "f" and raw.dtype.itemsize == 4 else np.float32
     # Values beyond float32 in the file become infinite, as its own infinities and NaN stay what they are.
     with np.errstate(over="ignore", invalid="ignore"):
-        for part, target in ((0, result.real), (1, result.imag)):
-            values = raw[:, :, part].T
-            if raw.dtype.kind == "f":
-                target[...] = values
-                continue
+        values: np.ndarray = raw.astype(working)
+        if raw.dtype.kind != "f":
             full_scale = working(2.0 ** (8 * raw.dtype.itemsize - 1))
-            centre = full_scale if raw.dtype.kind == "u" else working(0)
-            scaled: np.ndarray = values.astype(working)
-            target[...] = (scaled - centre) / full_scale
-    return result
+            if raw.dtype.kind == "u":
+                np.subtract(values, full_scale, out=values)
+            np.divide(values, full_scale, out=values)
+        interleaved = np.ascontiguousarray(values, np.float32).view(np.complex64)[:, :, 0]
+    return np.ascontiguousarray(interleaved.T)
