@@ -47,6 +47,8 @@ class PreambleSearch(Failsafe, gr.sync_block):
             n_antennas=n_antennas,
             max_cfo_hz=max_cfo_hz,
             false_alarms_per_sample=false_alarms_per_sample,
+            # Air that others use too is not white: a foreign signal reaches all antennas alike.
+            independent_antennas=False,
             threshold=threshold,
         )
         self.found = 0
