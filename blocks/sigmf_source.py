@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fractions import Fraction
+
 import numpy as np
 
 from ..captures.reader import Recording, Segment
@@ -29,12 +32,7 @@ class SigmfSource(Failsafe, gr.sync_block):
         self.tail_samples = tail_samples
         self._position = 0
         self._rate = recording.sample_rate_hz or 1.0
-        self._starts = {segment.sample_start: self._ticks(segment) for segment in recording.segments}
-
-    def _ticks(self, segment: Segment) -> int:
-        if segment.device_time is not None:
-            return round(segment.device_time.seconds * int(self._rate))
-        return segment.sample_start if segment.global_index is None else segment.global_index
+        self._starts = _start_ticks(recording.segments, self._rate)
 
     @guarded
     def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
@@ -59,3 +57,18 @@ class SigmfSource(Failsafe, gr.sync_block):
                 self.add_item_tag(port, length, RX_END, pmt.PMT_T)
         self._position = end
         return n
+
+
+def _start_ticks(segments: Sequence[Segment], rate_hz: float) -> dict[int, int]:
+    """Time in sample periods at which each segment starts, by its place in the file.
+
+    A segment without device time runs on from the one before it by the recorded sample count.
+    """
+    starts: dict[int, int] = {}
+    offset = 0
+    for segment in segments:
+        count = segment.sample_start if segment.global_index is None else segment.global_index
+        if segment.device_time is not None:
+            offset = round(segment.device_time.seconds * Fraction(rate_hz)) - count
+        starts[segment.sample_start] = offset + count
+    return starts
