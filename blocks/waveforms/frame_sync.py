@@ -164,12 +164,17 @@ class AccessSlot:
     Attributes:
         frame: the frame it belongs to.
         snapshots: complex64, (Lp, antennas * n_groups).
-        noise_power: estimated noise power per snapshot entry.
+        noise_power: estimated noise power per snapshot entry, always positive.
     """
 
     frame: FrameStart
     snapshots: np.ndarray
     noise_power: float
+
+
+# A converter that rounds faint noise to nothing leaves a silent noise slot; detectors need a positive number.
+_LEAST_NOISE_SHARE = 1e-8
+_LEAST_NOISE_POWER = 1e-20
 
 
 class AccessSlotCutter:
@@ -228,4 +233,6 @@ class AccessSlotCutter:
         fmt = self.frame_format
         level = rotate(window, frame.cfo_hz, fmt.sample_rate_hz)
         snapshots = receive_access(level, fmt, self.length_of(frame.frame_number), frame.fraction)
-        return AccessSlot(frame, snapshots, noise_power(level[:, fmt.noise_start - fmt.access_start :], fmt))
+        measured = noise_power(level[:, fmt.noise_start - fmt.access_start :], fmt)
+        floor = _LEAST_NOISE_SHARE * float(np.mean(np.abs(snapshots) ** 2))
+        return AccessSlot(frame, snapshots, max(measured, floor, _LEAST_NOISE_POWER))

@@ -10,6 +10,7 @@ from semair.blocks.waveforms.access import access_burst, noise_power, receive_ac
 from semair.blocks.waveforms.beacon import beacon
 from semair.blocks.waveforms.frame import FrameFormat
 from semair.blocks.waveforms.frame_sync import AccessSlotCutter, FrameFinder, FrameStart
+from semair.models.uad import detectors
 from semair.models.uad.preambles import qpsk_preambles
 
 FMT = FrameFormat(
@@ -272,6 +273,20 @@ def test_interrupted_slots_are_dropped_and_the_next_is_right(seven_frames):
     whole = AccessSlotCutter(FMT, N_ANTENNAS, LENGTHS)
     whole.announce(frames[1])
     np.testing.assert_array_equal(slots[0].snapshots, whole.process(seven_frames)[0].snapshots)
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_noise_power_is_positive_even_where_the_noise_slot_is_silent(seven_frames, level):
+    x = level * seven_frames[:, :3000]
+    x[:, 500 + FMT.noise_start :] = 0
+    cutter = AccessSlotCutter(FMT, N_ANTENNAS, LENGTHS)
+    cutter.announce(announced(100, 500))
+    (slot,) = cutter.process(x)
+    assert 0 < slot.noise_power < 1e-6
+    for name in detectors.available():
+        found = detectors.make(name, preambles(), 0.3).detect(slot.snapshots[None], slot.noise_power)
+        assert np.all(np.isfinite(found.scores))
+        assert level or not found.active.any()
 
 
 def test_late_announcement_is_refused(seven_frames):
