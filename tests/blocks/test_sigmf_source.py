@@ -1,0 +1,168 @@
+"""The SigMF source gives a recording back as the radio gave it: samples, time, gaps, and then silence."""
+
+from __future__ import annotations
+
+import gc
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
+
+import pmt
+from gnuradio import blocks, gr
+from semair.blocks.runtime import time_ticks, time_value
+from semair.blocks.sigmf_sink import SigmfSink
+from semair.blocks.sigmf_source import SigmfSource
+from semair.captures.devicetime import DeviceTime
+from semair.captures.reader import Recording
+from semair.captures.writer import RecordingWriter
+
+RATE_HZ = 2e6
+
+
+def signal(n_channels: int, n: int) -> np.ndarray:
+    rng = np.random.default_rng(2)
+    steps = rng.integers(-32768, 32768, (n_channels, n, 2))
+    return (steps / 32768).astype(np.float32).view(np.complex64)[..., 0]
+
+
+class Flowgraph(gr.top_block):
+    """The source into one sink per channel."""
+
+    def __init__(self, recording: Recording, tail_samples: int = 0) -> None:
+        gr.top_block.__init__(self, "test")
+        self.source = SigmfSource(recording, tail_samples)
+        self.sinks = [blocks.vector_sink_c() for _ in range(recording.n_channels)]
+        for port, sink in enumerate(self.sinks):
+            self.connect((self.source, port), sink)
+
+    def samples(self) -> np.ndarray:
+        return np.array([sink.data() for sink in self.sinks], np.complex64)
+
+    def tags(self, port: int = 0) -> list[tuple[int, str, object]]:
+        return sorted(
+            (tag.offset, pmt.symbol_to_string(tag.key), pmt.to_python(tag.value)) for tag in self.sinks[port].tags()
+        )
+
+    def times(self, rate_hz: float = RATE_HZ) -> list[tuple[int, int]]:
+        tags = sorted(self.sinks[0].tags(), key=lambda tag: tag.offset)
+        return [(t.offset, time_ticks(t.value, rate_hz)) for t in tags if pmt.eq(t.key, pmt.intern("rx_time"))]
+
+
+def write(folder, x: np.ndarray, gaps=(), start: DeviceTime | None = None, rate_hz: float = RATE_HZ, **options):
+    """Record x with gaps of (place, lost samples)."""
+    with RecordingWriter(
+        folder, "rec", n_channels=len(x), datatype="ci16_le", sample_rate_hz=rate_hz, device_time=start,
+        min_free_bytes=0, **options,
+    ) as writer:  # fmt: skip
+        done = 0
+        for at, lost in gaps:
+            writer.write(x[:, done:at])
+            writer.gap(lost)
+            done = at
+        writer.write(x[:, done:])
+    return Recording.open(folder / "rec.sigmf-meta")
+
+
+@pytest.mark.parametrize("max_noutput_items", [1, 100, 1024, None])
+def test_samples_and_tags_do_not_depend_on_the_scheduler(run_graph, tmp_path, max_noutput_items):
+    x = signal(2, 5000)
+    # The second rolls over at sample 1000; gaps at 1024, an edge of chunks, and at the last sample.
+    start = DeviceTime(3, 1_999_000, 2_000_000)
+    recording = write(tmp_path, x, [(1024, 7), (4999, 10**7)], start, frequency_hz=3.5e9)
+    tb = Flowgraph(recording, tail_samples=300)
+    run_graph(tb, (tb.source,), max_noutput_items)
+    np.testing.assert_array_equal(tb.samples()[:, :5000], x)
+    np.testing.assert_array_equal(tb.samples()[:, 5000:], np.zeros((2, 300)))
+    expected = []
+    for at, ticks in [(0, 7_999_000), (1024, 7_999_000 + 1024 + 7), (4999, 7_999_000 + 4999 + 7 + 10**7)]:
+        time = (ticks // 2_000_000, pytest.approx(ticks % 2_000_000 / 2e6, abs=1e-12))
+        expected += [(at, "rx_freq", 3.5e9), (at, "rx_rate", 2e6), (at, "rx_time", time)]
+    expected.append((5000, "rx_end", True))
+    assert tb.tags(0) == expected
+    assert tb.tags(1) == expected
+
+
+def test_without_device_time_the_sample_count_is_the_time(run_graph, tmp_path):
+    recording = write(tmp_path, signal(1, 100), [(40, 15)])
+    tb = Flowgraph(recording)
+    run_graph(tb, (tb.source,))
+    assert tb.times() == [(0, 0), (40, 55)]
+    assert tb.samples().shape == (1, 100)
+    assert "rx_end" not in [key for _, key, _ in tb.tags()]
+
+
+@pytest.mark.parametrize("rate_hz", [1e6 / 3, 5e6 / 3, 61.44e6, 100e6 / 3])
+def test_what_was_recorded_comes_back_with_its_times(run_graph, tmp_path, make_tag, rate_hz):
+    x = signal(2, 4000)
+    start = round(1_700_000_000 * rate_hz) + 1
+    places = [(0, 0), (700, 1), (1500, 123), (3000, 10**9)]
+
+    class Recorder(gr.top_block):
+        def __init__(self) -> None:
+            gr.top_block.__init__(self, "test")
+            tags = [make_tag(at, "rx_time", time_value(start + at + lost, rate_hz)) for at, lost in places]
+            self.sources = [blocks.vector_source_c(row.tolist(), False, 1, tags) for row in x]
+            self.sink = SigmfSink(tmp_path, "rec", 2, rate_hz, min_free_bytes=0)
+            for port, source in enumerate(self.sources):
+                self.connect(source, (self.sink, port))
+
+    recorder = Recorder()
+    run_graph(recorder, (recorder.sink,))
+    tb = Flowgraph(Recording.open(tmp_path / "rec.sigmf-meta"))
+    run_graph(tb, (tb.source,))
+    assert tb.samples().tobytes() == x.tobytes()
+    assert tb.times(rate_hz) == [(at, start + at + lost) for at, lost in places]
+
+
+def edited(recording: Recording, change) -> Recording:
+    """The recording after a change of its metadata, as another program might have written it."""
+    meta = json.loads(recording.meta_path.read_text())
+    change(meta)
+    recording.meta_path.write_text(json.dumps(meta))
+    return Recording.open(recording.meta_path)
+
+
+def test_recording_without_sample_count_runs_on_from_its_places(run_graph, tmp_path):
+    recording = write(tmp_path, signal(1, 100), [(40, 15)])
+
+    def strip(meta):
+        meta["captures"] = [{"core:sample_start": 0, "core:frequency": 1e9}, {"core:sample_start": 40}]
+        meta["annotations"] = []
+
+    tb = Flowgraph(edited(recording, strip))
+    run_graph(tb, (tb.source,))
+    assert tb.times() == [(0, 0), (40, 40)]
+
+
+def test_segment_without_device_time_runs_on_from_the_one_before(run_graph, tmp_path):
+    recording = write(tmp_path, signal(1, 100), [(40, 15)], DeviceTime(2, 0, 2_000_000))
+
+    def strip(meta):
+        key = next(key for key in meta["captures"][1] if "device_time" in key)
+        del meta["captures"][1][key]
+
+    tb = Flowgraph(edited(recording, strip))
+    run_graph(tb, (tb.source,))
+    assert tb.times() == [(0, 4_000_000), (40, 4_000_055)]
+
+
+def test_recording_cut_while_it_is_played_reaches_the_user(run_graph, tmp_path):
+    recording = write(tmp_path, signal(1, 200_000))
+    tb = Flowgraph(recording)
+    with recording.data_path.open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(Exception, match=r"(?i)cut|restore|sigmf-data"):
+        run_graph(tb, (tb.source,))
+
+
+def test_built_in_a_function_it_survives_garbage_collection(run_graph, tmp_path):
+    def build() -> Flowgraph:
+        return Flowgraph(write(tmp_path, signal(2, 1000)), 10)
+
+    tb = build()
+    gc.collect()
+    run_graph(tb, (tb.source,))
+    assert tb.samples().shape == (2, 1010)
