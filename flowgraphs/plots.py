@@ -1,0 +1,641 @@
+"""Figures of the run report: arrays in, inline SVG out.
+
+Colours are written as placeholders that the page's style sheet resolves (`var(--ink)` and so on), so that one
+figure reads well on light and on dark ground. Text stays text. Marks differ in shape or line style as well as
+in colour.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.markers import MarkerStyle
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from scipy.signal import ShortTimeFFT, get_window
+
+from ..blocks.waveforms.frame import FrameFormat
+
+# The values are those of the light theme or mid-tones: they show wherever a figure is drawn as pixels.
+INK = "#1b1f24"
+SOFT = "#5b6570"
+LINE = "#c9d0d6"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#a6599f", "#b8860b", "#3d8fc4", "#7a5230", "#666f78")
+"""After Okabe and Ito: told apart with any colour vision."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)), (0, (3, 1, 1, 1)))
+_VARIABLES = {
+    INK: "var(--ink)",
+    SOFT: "var(--soft)",
+    LINE: "var(--line)",
+    **{c: f"var(--s{k})" for k, c in enumerate(SERIES)},
+}
+
+SLOT_COLOURS = {
+    "beacon": SERIES[0],
+    "access": SERIES[1],
+    "noise": SERIES[2],
+}
+
+_MANY_MARKS = 2500
+"""More marks than these are drawn as pixels, which keeps the file small."""
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "semair",
+    "font.family": "sans-serif",
+    "font.size": 9.5,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "savefig.facecolor": "none",
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 5.5,
+}
+
+
+@dataclass(frozen=True)
+class ErrorSeries:
+    """Error probability of one detector over preamble lengths.
+
+    Attributes:
+        name: of the detector.
+        lengths: int, (point,).
+        value: float, (point,); 0 where no error was seen.
+        low: float, (point,), lower end of the 95 % interval.
+        high: float, (point,), upper end.
+    """
+
+    name: str
+    lengths: np.ndarray
+    value: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """A threshold sweep.
+
+    Attributes:
+        name: what was swept.
+        miss: float, (point,), share of the active users that are missed.
+        false_alarm: float, (point,), share of the silent users that are called active.
+        decided: (false alarm, miss) with the threshold in use.
+        n_active: decisions on active users.
+        n_silent: decisions on silent users.
+    """
+
+    name: str
+    miss: np.ndarray
+    false_alarm: np.ndarray
+    decided: tuple[float, float]
+    n_active: int
+    n_silent: int
+
+
+def slots(fmt: FrameFormat) -> list[tuple[str, str, int, int]]:
+    """The parts of a frame: (kind, label, first sample, samples); kind is empty for silence."""
+    data = (1 + fmt.header_symbols) * fmt.symbol_samples
+    return [
+        ("beacon", "sync", 0, fmt.sync_samples),
+        ("beacon", "training", fmt.training_start, fmt.symbol_samples),
+        ("beacon", "header", fmt.training_start + fmt.symbol_samples, data - fmt.symbol_samples),
+        ("", "guard", fmt.beacon_samples, fmt.guard_samples),
+        ("access", "access slot", fmt.access_start, fmt.access_symbols * fmt.symbol_samples),
+        ("", "guard", fmt.noise_start - fmt.guard_samples, fmt.guard_samples),
+        ("noise", "noise slot", fmt.noise_start, fmt.noise_symbols * fmt.symbol_samples),
+        ("", "rest", fmt.used_samples, fmt.frame_samples - fmt.used_samples),
+    ]
+
+
+def frame_layout(fmt: FrameFormat, title: str) -> str:
+    """One frame with its slots to scale."""
+    with _style():
+        figure = _figure(10, 1.55)
+        axes = figure.add_subplot()
+        hatches = {"sync": "", "training": "////", "header": "..", "access slot": "", "noise slot": "xx"}
+        for kind, label, first, n in slots(fmt):
+            if n <= 0:
+                continue
+            colour = SLOT_COLOURS.get(kind, "none")
+            axes.barh(
+                0,
+                n,
+                left=first,
+                height=1,
+                color=colour,
+                edgecolor=INK if kind else SOFT,
+                hatch=hatches.get(label, ""),
+                alpha=0.55 if kind else 1,
+                linewidth=0.8,
+            )
+            wide = n > 0.08 * fmt.frame_samples
+            axes.annotate(
+                f"{label}\n{n}" if wide else f"{label} {n}",
+                (first + n / 2, 0.5),
+                (first + n / 2, 0.68 if wide else 1.62),
+                ha="center",
+                va="bottom",
+                fontsize=8.5,
+                arrowprops=None if wide else {"arrowstyle": "-", "color": SOFT, "linewidth": 0.6},
+            )
+        axes.set_xlim(0, fmt.frame_samples)
+        axes.set_ylim(-0.55, 2.3)
+        axes.set_xlabel("samples since frame start")
+        axes.yaxis.set_visible(False)
+        axes.spines["left"].set_visible(False)
+        axes.grid(False)
+        ms = 1e3 / fmt.sample_rate_hz
+        above = axes.secondary_xaxis("top", functions=(lambda x: np.multiply(x, ms), lambda t: np.divide(t, ms)))
+        above.set_xlabel("ms", loc="right", labelpad=2)
+        return _svg(figure, title)
+
+
+def error_over_length(series: Sequence[ErrorSeries], highlight: str, title: str) -> str:
+    """Error probability over preamble length on a log scale; where no error was seen, the upper bound alone."""
+    with _style():
+        figure = _figure(10, 4.4)
+        axes = figure.add_subplot()
+        step = min(np.diff(sorted({int(x) for s in series for x in s.lengths})), default=2)
+        highs = np.concatenate([s.high for s in series])
+        values = np.concatenate([s.value for s in series])
+        lows = np.concatenate([s.low for s in series])
+        floor = float(np.min(np.concatenate([highs, values[values > 0], lows[lows > 0]]))) / 2
+        for k, s in enumerate(series):
+            x = s.lengths + 0.12 * step * (k - (len(series) - 1) / 2)
+            seen = s.value > 0
+            own = s.name == highlight
+            colour, marker = SERIES[k % len(SERIES)], MARKERS[k % len(MARKERS)]
+            low = np.maximum(s.low[seen], floor / 2)
+            axes.errorbar(
+                x[seen],
+                s.value[seen],
+                yerr=[s.value[seen] - low, s.high[seen] - s.value[seen]],
+                color=colour,
+                marker=marker,
+                linestyle=DASHES[k % len(DASHES)],
+                linewidth=2.4 if own else 1.2,
+                markersize=7.5 if own else 5,
+                capsize=3,
+                elinewidth=1.1,
+                label=f"{s.name} (this run)" if own else s.name,
+                zorder=4 if own else 3,
+            )
+            for at, bound in zip(x[~seen], s.high[~seen], strict=True):
+                axes.plot(at, bound, marker="_", color=colour, markersize=11, markeredgewidth=2, zorder=3)
+                axes.annotate(
+                    "",
+                    (at, bound / 1.9),
+                    (at, bound),
+                    arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0},
+                )
+            if not seen.any():
+                axes.plot([], [], color=colour, marker="_", label=f"{s.name}: no errors", linestyle="")
+        axes.set_yscale("log")
+        axes.set_ylim(floor / 2, min(1.5, 3 * float(highs.max())))
+        _log_ticks(axes, "y")
+        axes.set_xticks(sorted({int(x) for s in series for x in s.lengths}))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("preamble length in symbols")
+        axes.set_ylabel("error probability per user decision")
+        axes.legend(loc="best")
+        return _svg(figure, title)
+
+
+def trade_offs(panels: Sequence[tuple[str, Sequence[TradeOff]]], title: str) -> str:
+    """Miss against false-alarm rate, both logarithmic; rates of 0 are drawn on the edge of the plot."""
+    with _style():
+        figure = _figure(10, 5)
+        for place, (name, curves) in enumerate(panels):
+            axes = figure.add_subplot(1, len(panels), place + 1)
+            x_floor = 0.5 / max(c.n_silent for c in curves)
+            y_floor = 0.5 / max(c.n_active for c in curves)
+            for k, c in enumerate(curves):
+                x, y = _thinned(np.maximum(c.false_alarm, x_floor), np.maximum(c.miss, y_floor))
+                colour = SERIES[k % len(SERIES)]
+                axes.plot(
+                    x,
+                    y,
+                    color=colour,
+                    linestyle=DASHES[k % len(DASHES)],
+                    label=c.name,
+                    drawstyle="steps-post",
+                )
+                axes.plot(
+                    max(c.decided[0], x_floor),
+                    max(c.decided[1], y_floor),
+                    marker=MARKERS[k % len(MARKERS)],
+                    color=colour,
+                    markeredgecolor=INK,
+                    markersize=7.5,
+                    linestyle="",
+                    clip_on=False,
+                    zorder=5,
+                )
+            axes.set_xscale("log")
+            axes.set_yscale("log")
+            axes.set_xlim(x_floor, 1)
+            axes.set_ylim(y_floor, 1)
+            _log_ticks(axes, "x")
+            _log_ticks(axes, "y")
+            axes.set_xlabel("false-alarm rate")
+            axes.set_ylabel("miss rate")
+            axes.set_title(name)
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, handlelength=3, borderaxespad=0)
+        return _svg(figure, title)
+
+
+def estimate_over_frames(
+    frames: np.ndarray,
+    values: np.ndarray,
+    truth: float | np.ndarray | None,
+    label: str,
+    title: str,
+    residual_label: str = "",
+) -> str:
+    """An estimate over frames with the truth, and beside it the histogram of what is left.
+
+    Args:
+        frames: int, (row,).
+        values: float, (row,).
+        truth: one value or one per row; None where it is not known.
+        label: of the values, with unit.
+        title: for readers that do not see the figure.
+        residual_label: of the differences; empty: the histogram shows the values.
+    """
+    with _style():
+        figure = _figure(10, 2.7)
+        grid = figure.add_gridspec(1, 2, width_ratios=(2.6, 1))
+        left, right = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
+        left.plot(
+            frames,
+            values,
+            ".",
+            color=SERIES[0],
+            markersize=4,
+            label="estimated",
+            rasterized=len(frames) > _MANY_MARKS,
+        )
+        if truth is not None:
+            level = np.broadcast_to(np.asarray(truth, float), frames.shape)
+            left.plot(frames, level, "--", color=SERIES[1], label="truth")
+            left.legend(loc="upper left", bbox_to_anchor=(0, 1.14), ncols=2, borderaxespad=0)
+        left.set_xlabel("frame number")
+        left.set_ylabel(label)
+        left.xaxis.set_major_locator(MaxNLocator(integer=True))
+        left.ticklabel_format(useOffset=False)
+        shown = values if truth is None else values - np.asarray(truth, float)
+        right.hist(shown, bins=_bins(shown), color=SERIES[0], alpha=0.75, edgecolor=SERIES[0])
+        if truth is not None and residual_label:
+            right.axvline(0, color=SERIES[1], linestyle="--")
+        right.set_xlabel(residual_label or label)
+        right.set_ylabel("frames")
+        right.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+        right.ticklabel_format(useOffset=False)
+        return _svg(figure, title)
+
+
+def levels_over_frames(frames: np.ndarray, snr_db: np.ndarray, noise_ratio_db: np.ndarray | None, title: str) -> str:
+    """Beacon SNR, and noise estimate over its true value, over frames; both in dB."""
+    with _style():
+        figure = _figure(10, 2.7)
+        shown = [("beacon SNR per antenna, dB", snr_db, SERIES[0])]
+        if noise_ratio_db is not None:
+            shown.append(("noise estimate over truth, dB", noise_ratio_db, SERIES[2]))
+        for place, (label, values, colour) in enumerate(shown):
+            axes = figure.add_subplot(1, len(shown), place + 1)
+            raster = len(frames) > _MANY_MARKS
+            axes.plot(frames, values, "." if raster else ".-", color=colour, markersize=4, linewidth=0.7)
+            if raster:
+                axes.lines[0].set_rasterized(True)
+            if place:
+                axes.axhline(0, color=SERIES[1], linestyle="--", linewidth=1.2)
+            axes.set_xlabel("frame number")
+            axes.set_ylabel(label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, title)
+
+
+def constellation(symbols: np.ndarray, title: str) -> str:
+    """Equalised BPSK symbols, complex (any shape), with the two sent values."""
+    with _style():
+        figure = _figure(5, 4.2)
+        axes = figure.add_subplot()
+        flat = symbols.reshape(-1)
+        flat = flat[np.isfinite(flat)][:: max(1, flat.size // 20000)]
+        axes.plot(flat.real, flat.imag, ".", color=SERIES[0], markersize=2, alpha=0.25, rasterized=True)
+        axes.plot([-1, 1], [0, 0], "x", color=SERIES[1], markersize=11, markeredgewidth=2.5, label="sent values")
+        reach = float(np.clip(np.percentile(np.abs(flat), 99.5), 1.5, 6)) if flat.size else 1.5
+        axes.set_xlim(-reach, reach)
+        axes.set_ylim(-reach, reach)
+        axes.set_aspect("equal")
+        axes.set_xlabel("in phase")
+        axes.set_ylabel("quadrature")
+        axes.legend(loc="upper right")
+        return _svg(figure, title)
+
+
+def spectrogram(
+    samples: np.ndarray,
+    begin: int,
+    frame_starts: Sequence[int],
+    fmt: FrameFormat,
+    title: str,
+) -> str:
+    """Spectrogram of one antenna with the slots of the frames marked above it.
+
+    Args:
+        samples: complex64, (n,).
+        begin: place of the first sample, for the time axis.
+        frame_starts: places of frame starts relative to the first sample; may lie outside.
+        fmt: numerology and slots.
+        title: for readers that do not see the figure.
+    """
+    hop = max(8, len(samples) // 1600)
+    transform = ShortTimeFFT(
+        get_window("hann", fmt.n_fft), hop, fmt.sample_rate_hz, fft_mode="centered", scale_to="magnitude"
+    )
+    # A frame's time is drawn where the window is centred; edges where it sticks out are left off.
+    power = transform.spectrogram(samples.astype(np.complex128), p0=0, p1=max(1, len(samples) // hop))
+    level_db = 10 * np.log10(np.maximum(power, 1e-14))
+    low, high = np.percentile(level_db, [5, 99.7])
+    low = max(low, high - 60)
+    ms = 1e3 / fmt.sample_rate_hz
+    left, right = begin * ms, (begin + len(samples)) * ms
+    half_khz = fmt.sample_rate_hz / 2e3
+    with _style():
+        figure = _figure(10, 4.2)
+        grid = figure.add_gridspec(2, 2, height_ratios=(0.09, 1), width_ratios=(1, 0.016), hspace=0.02)
+        strip, axes, bar = (figure.add_subplot(grid[at]) for at in ((0, 0), (1, 0), (1, 1)))
+        image = axes.imshow(
+            level_db,
+            aspect="auto",
+            origin="lower",
+            extent=(left, right, -half_khz, half_khz),
+            cmap="viridis",
+            vmin=low,
+            vmax=high,
+            interpolation="nearest",
+        )
+        for start in frame_starts:
+            for kind, first, n in (
+                ("beacon", 0, fmt.beacon_samples),
+                ("access", fmt.access_start, fmt.access_symbols * fmt.symbol_samples),
+                ("noise", fmt.noise_start, fmt.noise_symbols * fmt.symbol_samples),
+            ):
+                at, end = (begin + start + first) * ms, (begin + start + first + n) * ms
+                if end <= left or at >= right:
+                    continue
+                strip.barh(
+                    0, end - at, left=at, height=1, color=SLOT_COLOURS[kind], alpha=0.55, edgecolor=INK, linewidth=0.5
+                )
+                if at >= left and end <= right:
+                    strip.text((at + end) / 2, 0, kind, ha="center", va="center", fontsize=8.5)
+                axes.axvline(at, color="#ffffff", linestyle=":", linewidth=0.8, alpha=0.8)
+        strip.set_xlim(left, right)
+        strip.set_ylim(-0.5, 0.5)
+        strip.axis("off")
+        axes.set_xlim(left, right)
+        axes.grid(False)
+        axes.set_xlabel("time since start of recording, ms")
+        axes.set_ylabel("frequency, kHz")
+        figure.colorbar(image, cax=bar, label="dBFS per bin")
+        bar.grid(False)
+        return _svg(figure, title)
+
+
+def power_over_time(samples: np.ndarray, before: int, fmt: FrameFormat, title: str) -> str:
+    """Power of all antennas over one frame, with its slots shaded.
+
+    Args:
+        samples: complex64, (antennas, n).
+        before: samples ahead of the frame start.
+        fmt: numerology and slots.
+        title: for readers that do not see the figure.
+    """
+    window = 16
+    ms = 1e3 / fmt.sample_rate_hz
+    with _style():
+        figure = _figure(10, 3.2)
+        axes = figure.add_subplot()
+        seen = set()
+        for kind, _, first, n in slots(fmt):
+            if kind:
+                axes.axvspan(
+                    first * ms,
+                    (first + n) * ms,
+                    color=SLOT_COLOURS[kind],
+                    alpha=0.13,
+                    linewidth=0,
+                )
+                if kind not in seen:
+                    axes.annotate(
+                        {"beacon": "beacon", "access": "access slot", "noise": "noise slot"}[kind],
+                        (first * ms, 1.01),
+                        xycoords=("data", "axes fraction"),
+                        ha="left",
+                        va="bottom",
+                        fontsize=8.5,
+                    )
+                seen.add(kind)
+        many = len(samples) > 8
+        for k, antenna in enumerate(samples):
+            power = np.abs(antenna.astype(np.complex128)) ** 2
+            smooth = power[: len(power) // window * window].reshape(-1, window).mean(axis=1)
+            t = (np.arange(len(smooth)) * window + window / 2 - before) * ms
+            axes.plot(
+                t,
+                10 * np.log10(np.maximum(smooth, 1e-14)),
+                color=SERIES[k % len(SERIES)],
+                linestyle="-" if many else DASHES[k % len(DASHES)],
+                linewidth=0.5 if many else 1,
+                alpha=0.8,
+                label=None if many else f"antenna {k}",
+                rasterized=many,
+            )
+        axes.set_xlim(-before * ms, (samples.shape[1] - before) * ms)
+        axes.set_xlabel("time since frame start, ms")
+        axes.set_ylabel("power, dBFS")
+        if not many:
+            axes.legend(loc="upper right", ncols=min(len(samples), 4), handlelength=3)
+        return _svg(figure, title)
+
+
+def antenna_levels(rms_db: np.ndarray, peak_db: np.ndarray, title: str) -> str:
+    """Root mean square and peak per antenna under full scale; float, (antennas,), dBFS."""
+    with _style():
+        figure = _figure(5, max(1.9, min(8.0, 1.0 + 0.34 * len(rms_db))))
+        axes = figure.add_subplot()
+        at = np.arange(len(rms_db))
+        low = float(np.floor((min(rms_db.min(), peak_db.min()) - 6) / 10) * 10)
+        axes.barh(at, rms_db - low, left=low, height=0.55, color=SERIES[0], alpha=0.6, label="rms")
+        axes.plot(peak_db, at, "|", color=SERIES[1], markersize=15, markeredgewidth=3, label="peak", clip_on=False)
+        axes.axvline(0, color=INK, linewidth=1, linestyle="--")
+        axes.set_xlim(low, 3)
+        axes.set_yticks(at if len(at) <= 24 else at[:: len(at) // 12])
+        axes.invert_yaxis()
+        axes.set_xlabel("dBFS (0 = full scale)")
+        axes.set_ylabel("antenna")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.1, markerscale=0.6)
+        return _svg(figure, title)
+
+
+def activity_map(frames: np.ndarray, lengths: np.ndarray, sent: np.ndarray, decided: np.ndarray, title: str) -> str:
+    """Which users sent and which were called active.
+
+    Args:
+        frames: int, (row,).
+        lengths: int, (row,), preamble symbols.
+        sent: bool, (row, user).
+        decided: bool, (row, user).
+        title: for readers that do not see the figure.
+    """
+    with _style():
+        figure = _figure(10, float(np.clip(1.2 + 0.034 * sent.shape[1], 2.2, 6.2)))
+        axes = figure.add_subplot()
+        size = float(np.clip(450 / max(sent.shape[1], len(frames)), 1.4, 6))
+        for name, mask, marker, colour, order in (
+            ("hit", sent & decided, MarkerStyle("s"), SERIES[0], 2),
+            ("missed", sent & ~decided, MarkerStyle("x"), SERIES[1], 4),
+            ("false alarm", ~sent & decided, MarkerStyle("o", fillstyle="none"), SERIES[3], 4),
+        ):
+            rows, users = np.nonzero(mask)
+            axes.plot(
+                rows,
+                users,
+                linestyle="",
+                marker=marker,
+                markersize=size * (1 if name == "hit" else 1.7),
+                markeredgewidth=0 if name == "hit" else 1.5,
+                color=colour,
+                alpha=0.6 if name == "hit" else 1,
+                label=f"{name} ({len(rows)})",
+                rasterized=len(rows) > _MANY_MARKS,
+                zorder=order,
+            )
+        step = max(1, len(frames) // 12)
+        axes.set_xticks(
+            np.arange(0, len(frames), step),
+            [f"{f}\nL={n}" for f, n in zip(frames[::step], lengths[::step], strict=True)],
+        )
+        axes.set_xlim(-0.7, len(frames) - 0.3)
+        axes.set_ylim(-1, sent.shape[1])
+        axes.set_xlabel("frame number, preamble length L")
+        axes.set_ylabel("user")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, markerscale=max(1, 4 / size), borderaxespad=0.2)
+        return _svg(figure, title)
+
+
+def latency_histograms(stages: Mapping[str, np.ndarray], title: str) -> str:
+    """Histogram per stage on a common logarithmic time axis, with median and 99th percentile."""
+    with _style():
+        figure = _figure(10, 0.75 + 0.72 * len(stages))
+        floor = 1e-3
+        everything = np.maximum(np.concatenate(list(stages.values())), floor)
+        edges = np.geomspace(everything.min() * 0.9, everything.max() * 1.1, 70)
+        first: Axes | None = None
+        for place, (name, values) in enumerate(stages.items()):
+            axes = figure.add_subplot(len(stages), 1, place + 1, sharex=first)
+            first = first or axes
+            shown = np.maximum(values, floor)
+            axes.hist(shown, bins=edges.tolist(), color=SERIES[0 if name != "total" else 2], alpha=0.7)
+            axes.axvline(float(np.median(shown)), color=INK, linewidth=1.3)
+            axes.axvline(float(np.percentile(shown, 99)), color=SERIES[1], linewidth=1.3, linestyle="--")
+            axes.set_xscale("log")
+            axes.set_yticks([])
+            axes.spines["left"].set_visible(False)
+            axes.set_ylabel(name, rotation=0, ha="right", va="center", labelpad=8)
+            last = place == len(stages) - 1
+            axes.tick_params(labelbottom=last)
+            _log_ticks(axes, "x", plain=True)
+            if last:
+                axes.set_xlabel("ms    (solid line: median, dashed line: 99th percentile)")
+        return _svg(figure, title)
+
+
+def _style() -> AbstractContextManager[None]:
+    return mpl.rc_context(_STYLE)
+
+
+def _figure(width_in: float, height_in: float) -> Figure:
+    figure = Figure(figsize=(width_in, height_in), dpi=110, layout="constrained")
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def _bins(values: np.ndarray) -> int:
+    return int(np.clip(np.sqrt(len(values)) * 1.5, 5, 50))
+
+
+def _thinned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The corners of a falling staircase, and of these one per 1/60 decade."""
+    cell = np.round(60 * np.log10(np.stack([x, y])))
+    keep = np.append(True, np.any(np.diff(cell, axis=1) != 0, axis=0))
+    keep[-1] = True
+    return x[keep], y[keep]
+
+
+def _log_ticks(axes: Axes, which: str, plain: bool = False) -> None:
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}" if plain else power_of_ten(v)))
+    axis.set_minor_locator(NullLocator())
+
+
+def power_of_ten(value: float) -> str:
+    """1e-3 as 10⁻³; other values plainly."""
+    exponent = np.log10(value) if value > 0 else 0.5
+    if abs(exponent - round(exponent)) > 1e-9:
+        return f"{value:g}"
+    if -1 <= exponent <= 2:
+        return f"{value:g}"
+    return "10" + str(round(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def _svg(figure: Figure, title: str) -> str:
+    """The figure as an SVG element for inline use: themed, and with identifiers that are its own."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue().decode("utf-8")
+    body = text[text.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    own = f"f{zlib.crc32(title.encode()):08x}-"
+    body = re.sub(r'\bid="', f'id="{own}', body)
+    body = re.sub(r'href="#', f'href="#{own}', body)
+    body = re.sub(r"url\(#", f"url(#{own}", body)
+    body = re.sub(r"#[0-9a-f]{6}\b", lambda found: _VARIABLES.get(found[0], found[0]), body)
+    head, rest = body.split(">", 1)
+    box = re.search(r'viewBox="([^"]*)"', head)
+    assert box is not None
+    name = html.escape(title)
+    return f'<svg viewBox="{box[1]}" role="img" aria-label="{name}"><title>{name}</title>{rest}'

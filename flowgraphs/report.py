@@ -1,0 +1,105 @@
+"""The report of a run or replay: one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from ..errors import StorageError
+from . import report_sections as build
+from .report_data import (
+    Judged,
+    OnProgress,
+    Run,
+    judge_other_folder,
+    judge_run,
+    load_run,
+    other_detectors,
+    rerun_detectors,
+)
+
+_RERUN_S = 4.0
+
+
+def write_report(
+    folder: Path,
+    on_progress: OnProgress | None = None,
+    detectors: list[str] | None = None,
+    *,
+    rerun_s: float = _RERUN_S,
+) -> Path:
+    """Write report.html into the folder of a run or of a replay.
+
+    Args:
+        folder: of the run (`runs/demo`) or replay (`runs/demo/replays/same`).
+        on_progress: called with what is being done and the share done.
+        detectors: names of the detectors to set beside the run's own; None: all. One with a replay in the folder
+            counts with all that it decided there, others decide the slots that the run kept.
+        rerun_s: time for these, all together; slow detectors judge fewer slots, at least one per length.
+
+    Returns:
+        The file written: HTML with everything inside, no script, nothing fetched.
+
+    Raises:
+        RecordingError: the folder is not that of a run, or a table in it is damaged.
+        ScenarioError: a detector is unknown.
+        StorageError: the file cannot be written.
+    """
+    tell = on_progress or (lambda _, __: None)
+    tell("reading the run", 0.0)
+    run = load_run(Path(folder))
+    others = other_detectors(run, detectors)
+    own = judge_run(run)
+    whole = {name: found for name in others if (found := judge_other_folder(run, name)) is not None}
+    again = rerun_detectors(
+        run,
+        [name for name in others if name not in whole],
+        rerun_s,
+        lambda text, share: tell(text, 0.05 + 0.6 * share),
+    )
+    beside = whole | {one.name: one for one in again}
+    judged = [own, *(beside[name] for name in others if name in beside)]
+    tell("drawing", 0.65)
+    page = render(run, own, judged, lambda share: tell("drawing", 0.65 + 0.35 * share))
+    try:
+        partial = run.folder.report.with_name(".report.html.partial")
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(run.folder.report)
+    except OSError as error:
+        raise StorageError(f"cannot write {run.folder.report}: {error.strerror}") from error
+    tell("written", 1.0)
+    return run.folder.report
+
+
+def render(run: Run, own: Judged, judged: Sequence[Judged], on_progress: Callable[[float], None] | None = None) -> str:
+    """The page of a run, its own decisions, and those of all detectors to show."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=build.number, count=build.count_text, percent=build.percent, level=build.level_text
+    )
+    makers: dict[str, Callable[[], dict[str, Any]]] = {
+        "head": lambda: build.head_section(run, own),
+        "settings": lambda: build.settings_section(run),
+        "detection": lambda: build.detection_section(run, own, judged),
+        "synchronisation": lambda: build.synchronisation_section(run),
+        "signals": lambda: build.signals_section(run),
+        "activity": lambda: build.activity_section(run),
+        "latency": lambda: build.latency_section(run),
+        "losses": lambda: build.losses_section(run),
+        "reproduce": lambda: build.reproduce_section(run),
+    }
+    sections = {}
+    for name, make in makers.items():
+        sections[name] = make()
+        if on_progress:
+            on_progress(len(sections) / len(makers))
+    return environment.get_template("report.html.j2").render(**sections)
