@@ -78,9 +78,9 @@ def detection(rows: np.ndarray, active: np.ndarray, scenario: Scenario) -> dict[
 
 
 def interval(per_slot: np.ndarray, n_users: int) -> list[float]:
-    """Mean and 95 % interval over slots: [mean, low, high]."""
+    """Mean share and 95 % interval over slots, within 0 and 1: [mean, low, high]."""
     estimate = mean_ci95(per_slot, 1 / n_users)
-    return [float(estimate.value), float(estimate.low), float(estimate.high)]
+    return [float(estimate.value), max(float(estimate.low), 0.0), min(float(estimate.high), 1.0)]
 
 
 def ratio(part: int, whole: int) -> float | None:
@@ -94,16 +94,30 @@ def synchronisation(rows: np.ndarray, sent: np.ndarray, source: RunFolder, scena
         return {}
     timing = rows["sample_time"] + rows["fraction"] - sent["arrival"]
     truth = source.read_json(source.run_json)["radio"].get("truth", {})
+    true_noise = noise_power_behind_chains(truth) or scenario.noise_power
     cfo = rows["cfo_hz"] - truth.get("cfo_hz", 0.0)
     return {
         "timing_error_samples": spread(timing),
         "cfo_error_hz": spread(cfo),
         "cfo_true_hz": truth.get("cfo_hz", 0.0),
         "beacon_snr_db": spread(rows["snr_db"]),
-        "noise_power_estimated_over_true": spread(
-            rows["noise_power"] / (scenario.noise_power * truth.get("gain", 1.0) ** 2)
-        ),
+        "noise_power_estimated_over_true": spread(rows["noise_power"] / true_noise),
     }
+
+
+def noise_power_behind_chains(truth: dict[str, Any]) -> float | None:
+    """Noise power per complex sample behind the receive chains, on average over antennas.
+
+    Args:
+        truth: what an emulated radio knows about itself.
+
+    Returns:
+        The power, or None where the radio does not know it.
+    """
+    if "noise_power" not in truth:
+        return None
+    chains = np.mean(10 ** (np.asarray(truth.get("chain_gain_db", [0.0])) / 10))
+    return float(truth["noise_power"] * truth.get("gain", 1.0) ** 2 * chains)
 
 
 def spread(values: np.ndarray) -> dict[str, float]:
