@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import pkgutil
 
 from ..errors import RadioError
@@ -10,12 +11,25 @@ from .radio import Radio, RadioInfo
 
 
 def backends() -> dict[str, type[Radio]]:
-    """All backends by kind: every Radio subclass defined in a module of this folder."""
-    package = __package__ or ""
-    folder = importlib.import_module(package).__path__
-    for module in pkgutil.iter_modules(folder):
-        importlib.import_module(f"{package}.{module.name}")
-    return {kind.kind: kind for kind in sorted(Radio.__subclasses__(), key=lambda kind: kind.kind)}  # type: ignore[type-abstract]
+    """All backends by kind: every complete Radio subclass defined in a module of this folder.
+
+    Raises:
+        ValueError: two backends have the same kind.
+    """
+    package = importlib.import_module(__package__ or "")
+    found: dict[str, type[Radio]] = {}
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        for _, item in inspect.getmembers(module, inspect.isclass):
+            if not issubclass(item, Radio) or inspect.isabstract(item) or item.__module__ != module.__name__:
+                continue
+            if item.kind in found:
+                raise ValueError(
+                    f"{item.__module__} and {found[item.kind].__module__} both define a radio of kind "
+                    f"{item.kind!r}; give one of them another kind"
+                )
+            found[item.kind] = item
+    return dict(sorted(found.items()))
 
 
 def backend(kind: str) -> type[Radio]:

@@ -262,7 +262,7 @@ def examine(
     unknown = [name for name in names if name not in CHECKS]
     if unknown:
         raise ScenarioError(f"check {unknown[0]!r} is not known; known are {', '.join(CHECKS)}")
-    machine = machine or Machine(Path.cwd() if folder is None else folder)
+    machine = machine or Machine((folder or Path()).absolute())
     results = []
     for done, name in enumerate(names):
         if on_progress:
@@ -477,7 +477,7 @@ def _dependencies(machine: Machine) -> Verdict:
 def _libiio(machine: Machine) -> Verdict:
     """Whether libiio and its Python binding are of the same generation."""
     binding, library = machine.version("pylibiio"), machine.library("iio")
-    have = f"libiio {library or 'missing'}, pylibiio {binding or 'missing'}"
+    have = f"{library or 'no libiio'}, {f'pylibiio {binding}' if binding else 'no pylibiio'}"
     if binding is None:
         return Verdict("ok", f"{have}; only the Python tools of ADALM-Pluto and other AD936x need pylibiio")
     if library is None:

@@ -13,6 +13,8 @@ from ..errors import RadioError
 from ..models.channels import ChannelConfig
 from .radio import Capabilities, Radio, RadioInfo, Settings
 
+_FREQUENCIES_HZ = (0.0, 1e11)
+
 
 class LoopbackRadio(Radio):
     """Beacon and users' bursts go in, the antenna signals of the base station come out.
@@ -28,7 +30,7 @@ class LoopbackRadio(Radio):
         impairments: of the radios on both sides.
         noise_power: per complex sample at each antenna.
         expected_power: mean received power per sample without noise, for the receiver's level.
-        user_power_spread_db: standard deviation of the users' received powers.
+        user_power_spread_db: the users' received powers lie uniformly within plus or minus this.
         losses: (sample, count) pairs of samples that vanish, as in an overflow.
         seed: of channel, impairments and noise.
         with_users: wait for one message of users' bursts per frame.
@@ -88,18 +90,30 @@ class LoopbackRadio(Radio):
         return [RadioInfo("loopback", "loopback", "emulated air between emulated radios, no hardware")]
 
     def configure(self, requested: Settings) -> Settings:
-        """Take sample rate and frequency; the receive gain follows from the expected level."""
+        """Take sample rate and frequency; the receive gain follows from the expected level.
+
+        The emulation begins anew, with the same draws.
+
+        Raises:
+            RadioError: the rate is not the frame's, or rate or frequency is out of range.
+        """
         low, high = self.capabilities.sample_rates_hz
         if not low <= requested.sample_rate_hz <= high:
             raise RadioError(
-                f"sample_rate_hz={requested.sample_rate_hz:g} is outside what the loopback radio does: "
+                f"sample_rate_hz={requested.sample_rate_hz:.10g} is outside what the loopback radio does: "
                 f"{low:g} to {high:g}"
             )
         if requested.sample_rate_hz != self._frame_format.sample_rate_hz:
             raise RadioError(
-                f"sample_rate_hz={requested.sample_rate_hz:g} differs from the frame's "
-                f"{self._frame_format.sample_rate_hz:g}; set frame.sample_rate_hz in the scenario"
+                f"sample_rate_hz={requested.sample_rate_hz:.10g} differs from the frame's "
+                f"{self._frame_format.sample_rate_hz:.10g}; set frame.sample_rate_hz in the scenario"
             )
+        low, high = _FREQUENCIES_HZ
+        if not low <= requested.frequency_hz <= high:
+            raise RadioError(
+                f"frequency_hz={requested.frequency_hz:g} is outside what the loopback radio does: {low:g} to {high:g}"
+            )
+        self._block = None
         self.air = Air(
             sample_rate_hz=requested.sample_rate_hz,
             centre_frequency_hz=requested.frequency_hz,

@@ -15,7 +15,7 @@ class Capabilities:
         n_rx: receive chains.
         n_tx: transmit chains that take a stream.
         emulates_users: bursts of many users can be handed over as messages.
-        sample_rates_hz: lowest and highest sample rate.
+        sample_rates_hz: lowest and highest sample rate; rates between may be refused.
         has_hw_time: samples carry the radio's own time.
         phase_stable_across_retune: phases between chains survive retuning.
         overflow_reporting: whether and how lost samples are told.
@@ -84,6 +84,7 @@ class Radio(ABC):
     """A radio: streams of GNU Radio blocks, settings, facts.
 
     A backend is a module of this folder with one subclass; it is found by its `kind`, without a list to edit.
+    `configure` comes first; `source` and `sink` give the same block at every call until it is configured again.
     """
 
     kind: ClassVar[str]
@@ -104,11 +105,19 @@ class Radio(ABC):
 
     @abstractmethod
     def source(self) -> Any:
-        """GNU Radio block with n_rx complex outputs."""
+        """GNU Radio block with n_rx complex outputs; tags rx_time, rx_rate, rx_freq at its start and after losses.
+
+        Raises:
+            RadioError: the radio was not configured.
+        """
 
     @abstractmethod
     def sink(self) -> Any:
-        """GNU Radio block with n_tx complex inputs, or None where the radio cannot transmit."""
+        """GNU Radio block with n_tx complex inputs, or None where the radio cannot transmit.
+
+        Raises:
+            RadioError: the radio was not configured.
+        """
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:
