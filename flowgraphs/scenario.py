@@ -38,7 +38,9 @@ class Users(_Section):
         description="preamble symbols sent, frame after frame in turn",
     )
     preamble_seed: int = Field(1, ge=0, description="seed of the 4QAM preamble pool")
-    power_spread_db: float = Field(0.0, ge=0, le=30, description="standard deviation of the users' received powers")
+    power_spread_db: float = Field(
+        0.0, ge=0, le=30, description="received powers of users lie uniformly within plus or minus this"
+    )
 
 
 class Link(_Section):
