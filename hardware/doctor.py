@@ -636,6 +636,8 @@ def _numba_cache(machine: Machine) -> Verdict:
     )
     remedy = "set NUMBA_CACHE_DIR to a folder that can be written"
     if answer.problem:
+        # Numba refuses to define a cached function where no place for its cache can be written.
+        remedy = remedy if "locator" in answer.problem else "see the check dependencies"
         return Verdict("failure", f"Numba cannot compile and cache: {answer.problem}", remedy)
     path, hits = answer.value["path"], answer.value["hits"]
     if path is None:

@@ -285,7 +285,7 @@ def test_dependencies(result):
         (Answer({"path": "/home/x/.cache/numba", "hits": 1}), "ok", ["outside the installation"]),
         (Answer({"path": "/usr/lib/x", "hits": 0}), "warning", ["NUMBA_CACHE_DIR", "every start compiles"]),
         (Answer({"path": None, "hits": 0}), "warning", ["NUMBA_DISABLE_JIT"]),
-        (Answer(problem="ModuleNotFoundError: No module named 'numba'"), "failure", ["No module named 'numba'"]),
+        (Answer(problem="ModuleNotFoundError: No module named 'numba'"), "failure", ["see the check dep", "'numba'"]),
     ],
 )
 def test_numba_cache(result, output, status, words):
