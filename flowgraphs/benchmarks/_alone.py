@@ -1,0 +1,76 @@
+"""Work that is measured in a process of its own, started by `_running`.
+
+`python -m semair.flowgraphs.benchmarks._alone TASK JSON` writes one line of JSON per result to standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def detector_times(given: dict[str, Any]) -> None:
+    """Time slots one by one, on one core; writes {detector: milliseconds of every slot}."""
+    from ...models.uad import detectors
+    from ...models.uad.evaluate import slot_time
+    from ...models.uad.preambles import qpsk_preambles
+    from ...models.uad.simulate import draw_batch
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    rng = np.random.default_rng(given["seed"])
+    preambles = qpsk_preambles(128, 28, rng)
+    for name, slots in given["slots"].items():
+        batch = draw_batch(rng, preambles, slots, given["length"], 64, 0.1, 10.0)
+        times = slot_time(detectors.make(name, preambles, 0.1), batch.y, batch.noise_power)
+        _write({name: (1e3 * times).tolist()})
+
+
+def long_run(given: dict[str, Any]) -> None:
+    """Run the lab scenario for some seconds; writes {"decided": n} about every second once slots are decided."""
+    from ..run import Progress, run_random_access
+    from ..scenario import load_scenario
+
+    begin = last = 0.0
+    ended = False
+
+    def look(progress: Progress) -> None:
+        nonlocal begin, last, ended
+        now = time.monotonic()
+        if progress.decided and not begin:
+            begin = now
+        if begin and now - last > 1.0:
+            last = now
+            _write({"decided": progress.decided})
+        if begin and now - begin > given["seconds"] and not ended:
+            # The way in which a person ends a run, which stops the flowgraph in an orderly way.
+            ended = True
+            raise KeyboardInterrupt
+
+    scenario = load_scenario("lab", [f"seed={given['seed']}"])
+    run_random_access(
+        scenario,
+        Path(given["folder"]),
+        n_frames=given["frames"],
+        record=given["record"],
+        overwrite=True,
+        on_progress=look,
+    )
+
+
+TASKS = {"detector-times": detector_times, "long-run": long_run}
+
+
+def _write(result: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(result) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    TASKS[sys.argv[1]](json.loads(sys.argv[2]))
