@@ -1,0 +1,142 @@
+"""What the shipped GNU Radio Companion flowgraphs call in their variables, snippets and message collectors."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..blocks.runtime import Failsafe
+from ..blocks.waveforms.air import Air
+from ..errors import ScenarioError
+from .random_access import first_failure
+from .run import make_radio, requested_settings
+from .runfolder import RunFolder, provenance
+from .scenario import Scenario, load_scenario, scenario_dict
+
+_POLL_S = 0.1
+_CHUNK_SAMPLES = 16384
+
+
+def make_air(scenario: Scenario) -> Air:
+    """The air of a scenario's loopback radio, for a channel emulator."""
+    radio = make_radio(scenario)
+    radio.configure(requested_settings(scenario))
+    return radio.air  # type: ignore[attr-defined]
+
+
+def check_antennas(scenario: Scenario, n_antennas: int) -> None:
+    """Compare a scenario with the number of antennas a flowgraph is drawn for.
+
+    Raises:
+        ScenarioError: they differ.
+    """
+    if scenario.radio.n_antennas != n_antennas:
+        raise ScenarioError(
+            f"scenario {scenario.name} has radio.n_antennas={scenario.radio.n_antennas}, this flowgraph is drawn for "
+            f"{n_antennas}: choose another scenario, or connect the ports of all antennas in the flowgraph"
+        )
+
+
+def tail_samples(scenario: Scenario, air: Air | None = None) -> int:
+    """Silence after the last frame that lets channel and receiver finish it, in samples.
+
+    Args:
+        scenario: numerology.
+        air: the channel on the way, whose delay is added; None without.
+    """
+    delay_samples = int(air.truth.receive_index(0)) + 1 if air is not None else 0
+    # The synchroniser works on whole chunks, and the blocks behind it hold back what does not fill one.
+    return delay_samples + 3 * scenario.frame.frame_samples + 6 * _CHUNK_SAMPLES
+
+
+def scenario_of_run(folder: str | Path, otherwise: str = "lab") -> Scenario:
+    """The scenario that a run was made with; a shipped one as long as there is no such run.
+
+    The second case keeps a flowgraph valid in the editor before its recording exists.
+    """
+    run = RunFolder(Path(folder))
+    return run.scenario() if run.run_json.is_file() else load_scenario(otherwise)
+
+
+def begin_run(folder: str | Path, scenario: Scenario) -> None:
+    """Make the folder of a run, and note in its run.json how it is made, so that its recording can be replayed.
+
+    An earlier run in the folder is replaced.
+
+    Raises:
+        ScenarioError: the folder holds something that is no run.
+        StorageError: it cannot be written.
+    """
+    run = RunFolder(Path(folder))
+    run.create(overwrite=True)
+    run.write_json(
+        run.run_json,
+        {
+            "format": 1,
+            "kind": "random-access flowgraph",
+            **provenance(),
+            "scenario": scenario_dict(scenario),
+            "detector": scenario.detector.name,
+        },
+    )
+
+
+def print_decision(fields: dict[str, Any], snapshots: np.ndarray) -> None:
+    """Print one decision of the activity detector as a line."""
+    users = " ".join(str(user) for user in fields["users"]) or "none"
+    print(  # noqa: T201
+        f"frame {fields['frame']:5d}  L = {fields['length']:2d}  beacon {fields['snr_db']:5.1f} dB  "
+        f"CFO {fields['cfo_hz']:8.1f} Hz  {1e3 * fields['detect_s']:5.2f} ms  active: {users}",
+        flush=True,
+    )
+
+
+def guard(top_block: Any, when_done: Callable[[], object] | None = None) -> threading.Thread:
+    """Stop a running flowgraph as soon as one of its semair blocks meets an error, and tell the error.
+
+    Call it when the flowgraph has started. Without it an error in a block ends that block in silence.
+
+    Args:
+        top_block: the started flowgraph, whose attributes are its blocks.
+        when_done: called, in another thread, when the flowgraph has come to its end by itself or by an error.
+
+    Returns:
+        The watching thread. It ends with the flowgraph.
+    """
+    ended = threading.Event()
+
+    def wait() -> None:
+        top_block.wait()
+        ended.set()
+
+    def watch() -> None:
+        while not ended.wait(_POLL_S) and first_failure(_blocks(top_block)) is None:
+            pass
+        error = first_failure(_blocks(top_block))
+        if error is not None:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)  # noqa: T201
+            top_block.stop()
+            ended.wait()
+        if when_done is not None:
+            when_done()
+
+    threading.Thread(target=wait, name="flowgraph", daemon=True).start()
+    watcher = threading.Thread(target=watch, name="flowgraph guard", daemon=True)
+    watcher.start()
+    return watcher
+
+
+def raise_failure(top_block: Any) -> None:
+    """Raise the first error that a block of a flowgraph met, if one did; call it when the flowgraph has stopped."""
+    error = first_failure(_blocks(top_block))
+    if error is not None:
+        raise error
+
+
+def _blocks(top_block: Any) -> list[Failsafe]:
+    return [block for block in vars(top_block).values() if isinstance(block, Failsafe)]
