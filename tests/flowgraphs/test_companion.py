@@ -114,8 +114,7 @@ def test_environment_keeps_what_was_there(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.skipif(not SYSTEM_PYTHON.exists(), reason="no system Python")
 def test_the_systems_python_finds_semair(tmp_path: Path) -> None:
     code = (
-        "from semair.flowgraphs.runfolder import unpack_users
-from semair.flowgraphs.scenario import load_scenario; from semair.flowgraphs import grc_support; "
+        "from semair.flowgraphs.scenario import load_scenario; from semair.flowgraphs import grc_support; "
         "import numpy; print(grc_support.make_air(load_scenario('lab')).n_rx, numpy.__version__)"
     )
     done = subprocess.run(
