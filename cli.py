@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -219,9 +220,11 @@ def doctor(
         print(json.dumps([vars(check) for check in checks]))
     else:
         colours = {"ok": "green", "warning": "yellow", "failure": "red"}
-        table = Table("check", "", "found", "what to do")
+        table = Table("check", "")
+        for column in ("found", "what to do"):
+            table.add_column(column, overflow="fold")
         for check in checks:
-            table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", check.found, check.remedy)
+            table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", escape(check.found), escape(check.remedy))
         out.print(table)
     if any(check.status == "failure" for check in checks):
         raise typer.Exit(5)
@@ -276,10 +279,10 @@ def benchmark(
     """Measure what this software claims, with peers beside it in the same run."""
     from .flowgraphs.benchmarks import run_area
 
-    entries = []
+    entries: list[dict[str, Any]] = []
     with _share_progress(area, quiet=as_json) as on_progress:
-        for entry in run_area(area, quick=quick, only=only, on_progress=on_progress):
-            entries.append(entry.as_dict())
+        for measured in run_area(area, quick=quick, only=only, on_progress=on_progress):
+            entries.append(measured.as_dict())
             if not as_json:
                 err.print(_entry_line(entries[-1]))
     if as_json:
@@ -466,7 +469,7 @@ def _show_metrics(metrics: dict[str, Any], title: str) -> None:
             f"{frames['false']} false, {metrics['counts'].get('slots_dropped', 0)} dropped"
         )
     sync = metrics.get("synchronisation") or {}
-    if sync:
+    if "cfo_true_hz" in sync:
         out.print(
             f"sync        timing error {sync['timing_error_samples']['mean']:+.2f} +- "
             f"{sync['timing_error_samples']['std']:.2f} samples, CFO error {sync['cfo_error_hz']['mean']:+.1f} +- "
@@ -507,7 +510,7 @@ def main() -> None:
         code = app(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except SemairError as error:
-        err.print(f"[red]error:[/] {error}", highlight=False)
+        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         err.print("stopped by Ctrl-C")

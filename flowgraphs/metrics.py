@@ -92,14 +92,15 @@ def synchronisation(rows: np.ndarray, sent: np.ndarray, source: RunFolder, scena
     """Estimates of timing and carrier offset against truth."""
     if not len(rows):
         return {}
+    truth = source.read_json(source.run_json)["radio"].get("truth")
+    if not truth:
+        return {"beacon_snr_db": spread(rows["snr_db"])}
     timing = rows["sample_time"] + rows["fraction"] - sent["arrival"]
-    truth = source.read_json(source.run_json)["radio"].get("truth", {})
-    true_noise = noise_power_behind_chains(truth) or scenario.noise_power
-    cfo = rows["cfo_hz"] - truth.get("cfo_hz", 0.0)
+    cfo = rows["cfo_hz"] - truth["cfo_hz"]
     return {
         "timing_error_samples": spread(timing),
         "cfo_error_hz": spread(cfo),
-        "cfo_true_hz": truth.get("cfo_hz", 0.0),
+        "cfo_true_hz": truth["cfo_hz"],
         "beacon_snr_db": spread(rows["snr_db"]),
         "noise_power_estimated_over_true": spread(rows["noise_power"] / true_noise),
     }
@@ -117,7 +118,7 @@ def noise_power_behind_chains(truth: dict[str, Any]) -> float | None:
     if "noise_power" not in truth:
         return None
     chains = np.mean(10 ** (np.asarray(truth.get("chain_gain_db", [0.0])) / 10))
-    return float(truth["noise_power"] * truth.get("gain", 1.0) ** 2 * chains)
+    return float(truth["noise_power"] * truth["gain"] ** 2 * chains)
 
 
 def spread(values: np.ndarray) -> dict[str, float]:

@@ -15,9 +15,9 @@ from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.waveforms.access import access_burst
 from ..captures.collection import write_collection
 from ..captures.writer import RecordingWriter
-from ..errors import RecordingError, ReplayMismatch, ScenarioError
-from ..hardware.loopback import LoopbackRadio
-from ..hardware.radio import Radio, Settings
+from ..errors import RecordingError, ReplayMismatch, ScenarioError, StorageError
+from ..hardware.discover import backend
+from ..hardware.radio import Link, Radio, Settings
 from ..hardware.replay import ReplayRadio
 from ..models.uad import detectors
 from ..models.uad.detectors.base import Detector
@@ -88,7 +88,7 @@ class ReplayResult:
         folder: of the replay.
         metrics: contents of its metrics.json.
         detector: which decided.
-        live: decisions of the live run.
+        live: decisions of the live run on frames that the recording holds whole.
         equal: of these, those the replay reproduced bit for bit (compared only with the live run's detector).
         extra: decisions the live run did not make (an interrupted run may leave its last frames undecided).
         air_s: duration of the recording.
@@ -107,12 +107,13 @@ class ReplayResult:
     interrupted: bool
 
 
-def make_radio(scenario: Scenario) -> Radio:
-    """The radio that a scenario asks for, configured."""
-    return LoopbackRadio(
+def make_link(scenario: Scenario) -> Link:
+    """What a scenario wants of its radio."""
+    return Link(
         scenario.frame,
         n_rx=scenario.radio.n_antennas,
         n_users=scenario.users.n_users,
+        tail_samples=_tail(scenario, 0),
         channel=scenario.channel,
         beacon_channel=scenario.beacon_channel,
         impairments=scenario.impairments,
@@ -122,6 +123,11 @@ def make_radio(scenario: Scenario) -> Radio:
         losses=scenario.radio.losses,
         seed=scenario.seed,
     )
+
+
+def make_radio(scenario: Scenario) -> Radio:
+    """The radio that a scenario asks for, not yet configured."""
+    return backend(scenario.radio.kind).open(scenario.radio.address, make_link(scenario))
 
 
 def requested_settings(scenario: Scenario) -> Settings:
@@ -206,7 +212,10 @@ class _Logs:
     def finish(self) -> None:
         """Write what is not a growing table."""
         if self._constellation:
-            np.save(self._constellation_path, np.stack(self._constellation))
+            try:
+                np.save(self._constellation_path, np.stack(self._constellation))
+            except OSError as error:
+                raise StorageError(f"cannot write {self._constellation_path}: {error.strerror}") from error
 
 
 def run_random_access(
@@ -244,8 +253,8 @@ def run_random_access(
     radio = make_radio(scenario)
     requested = requested_settings(scenario)
     actual = radio.configure(requested)
-    assert isinstance(radio, LoopbackRadio) and radio.air is not None
-    air_truth = radio.air.truth
+    truth = radio.truth()
+    arrival = truth.receive_index if truth else _unknown_arrival
     run_folder = RunFolder(folder)
     run_folder.create(overwrite)
     run: dict[str, Any] = {
@@ -261,12 +270,12 @@ def run_random_access(
             "actual": actual.as_dict(),
             "capabilities": asdict(radio.capabilities),
             "facts": radio.facts(),
-            "truth": air_truth.as_dict(),
+            "truth": truth.as_dict() if truth else {},
         },
     }
     run_folder.write_json(run_folder.run_json, run)
     with ExitStack() as stack:
-        logs = _Logs(run_folder, scenario, stack, air_truth.receive_index)
+        logs = _Logs(run_folder, scenario, stack, arrival)
         logs.progress.expected = n_frames
         sinks = _sinks(run_folder, scenario, radio, actual) if record else (None, None)
         flowgraph = RandomAccess(
@@ -274,7 +283,7 @@ def run_random_access(
             radio,
             detector if receive else None,
             n_frames=n_frames,
-            tail_samples=_tail(scenario, int(air_truth.receive_index(0)) + 1),
+            tail_samples=_tail(scenario, int(truth.receive_index(0)) + 1 if truth else 0),
             rx_sink=sinks[0],
             tx_sink=sinks[1],
             receivers={
@@ -300,9 +309,7 @@ def run_random_access(
         write_collection(folder, _collection_name(scenario), names, {})
     counts = {
         **(_receiver_counts(flowgraph) if receive else {}),
-        "lost_samples_injected": flowgraph.source.lost_samples,
-        "late_bursts": radio.air.late_bursts,
-        "clipped_samples": radio.air.clipped_samples.tolist(),
+        **radio.counts(),
         "interrupted": interrupted,
         "wall_s": wall_s,
     }
@@ -342,12 +349,7 @@ def replay_run(
     engine = make_detector(scenario, detector, options)
     live_name = str(live_folder.read_json(live_folder.run_json)["detector"])
     same = detector is None or (detector == live_name and not options)
-    radio = ReplayRadio(live_folder.recording, _tail(scenario, 0))
-    if radio.capabilities.n_rx != scenario.radio.n_antennas:
-        raise RecordingError(
-            f"{live_folder.recording}: core:num_channels is {radio.capabilities.n_rx}, the scenario has "
-            f"radio.n_antennas={scenario.radio.n_antennas}; replay it with the scenario it was recorded with"
-        )
+    radio = ReplayRadio.open(str(live_folder.recording), make_link(scenario))
     actual = radio.configure(requested_settings(scenario))
     replay_folder = live_folder.replay("same" if same else engine.name)
     if replay_folder.path.is_dir():
@@ -386,6 +388,9 @@ def replay_run(
         logs.finish()
     counts = {**_receiver_counts(flowgraph), "interrupted": interrupted, "wall_s": wall_s}
     live_rows = live_folder.rows(live_folder.decisions)
+    # A run that was interrupted or killed may have decided on samples that never reached the disk.
+    held = live_rows["sample_time"] + scenario.frame.used_samples <= flowgraph.source.end_time_samples
+    live_rows = live_rows[held]
     rows = replay_folder.rows(replay_folder.decisions)
     equal, extra, different = compare_decisions(live_rows, rows)
     metrics = run_metrics(replay_folder, scenario, counts, truth_folder=live_folder)
@@ -426,6 +431,10 @@ def compare_decisions(live: np.ndarray, replayed: np.ndarray) -> tuple[int, int,
         else:
             different.append(int(row["frame"]))
     return equal, len(by_place), different
+
+
+def _unknown_arrival(transmit_sample: float, user: int | None = None) -> float:
+    return float("nan")
 
 
 def _tail(scenario: Scenario, delay_samples: int) -> int:

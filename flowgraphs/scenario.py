@@ -12,12 +12,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
 from ..errors import ScenarioError
-from ..models.channels import ChannelConfig
+from ..models.channels import ChannelConfig, checked_array_shape
 from ..models.uad.preambles import qpsk_preambles
 
 SHIPPED = Path(__file__).parent / "scenarios"
@@ -53,10 +62,11 @@ class Link(_Section):
 class RadioSection(_Section):
     """The radio and what is asked of it."""
 
-    kind: Literal["loopback"] = Field("loopback", description="backend")
+    kind: str = Field("loopback", description="backend, see `semair radios`")
+    address: str = Field("", description="which radio of this kind, see `semair radios`")
     frequency_hz: float = Field(3.5e9, gt=0, le=1e11, description="centre frequency")
     n_antennas: int = Field(4, ge=1, le=256, description="receive antennas of the base station")
-    losses: tuple[tuple[int, int], ...] = Field(
+    losses: tuple[tuple[NonNegativeInt, PositiveInt], ...] = Field(
         (), description="loopback only: [sample, count] pairs of samples that vanish, as in an overflow"
     )
 
@@ -120,6 +130,17 @@ class Scenario(_Section):
                 f"users.preamble_lengths holds {longest}, but the access slot has room for "
                 f"frame.max_preamble_length={self.frame.max_preamble_length}"
             )
+        if self.max_cfo_hz > self.frame.sample_rate_hz / 2:
+            raise ValueError(
+                f"sync.max_cfo_ppm={self.sync.max_cfo_ppm:g} of radio.frequency_hz={self.radio.frequency_hz:g} is "
+                f"{self.max_cfo_hz:g} Hz; allowed is half of frame.sample_rate_hz={self.frame.sample_rate_hz:g}"
+            )
+        for name, channel in (("channel", self.channel), ("beacon_channel", self.beacon_channel)):
+            if channel.kind == "clustered":
+                try:
+                    checked_array_shape(channel.array_shape, self.radio.n_antennas)
+                except ValueError as error:
+                    raise ValueError(f"{name}.array_shape: {error}") from error
         return self
 
     @property

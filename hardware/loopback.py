@@ -11,7 +11,7 @@ from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
 from ..errors import RadioError
 from ..models.channels import ChannelConfig
-from .radio import Capabilities, Radio, RadioInfo, Settings
+from .radio import Capabilities, Link, Radio, RadioInfo, Settings, Truth
 
 _FREQUENCIES_HZ = (0.0, 1e11)
 
@@ -85,6 +85,23 @@ class LoopbackRadio(Radio):
         )
 
     @classmethod
+    def open(cls, address: str, link: Link) -> LoopbackRadio:
+        """A loopback radio for a link; there is one address only."""
+        return cls(
+            link.frame_format,
+            n_rx=link.n_rx,
+            n_users=link.n_users,
+            channel=link.channel,
+            beacon_channel=link.beacon_channel,
+            impairments=link.impairments,
+            noise_power=link.noise_power,
+            expected_power=link.expected_power,
+            user_power_spread_db=link.user_power_spread_db,
+            losses=link.losses,
+            seed=link.seed,
+        )
+
+    @classmethod
     def find(cls) -> list[RadioInfo]:
         """The loopback radio is always there."""
         return [RadioInfo("loopback", "loopback", "emulated air between emulated radios, no hardware")]
@@ -141,3 +158,17 @@ class LoopbackRadio(Radio):
     def facts(self) -> dict[str, Any]:
         """That nothing here is hardware."""
         return {"serials": ["loopback"], "driver": "semair loopback"}
+
+    def truth(self) -> Truth | None:
+        """Offsets, delays and gains that were drawn."""
+        return None if self.air is None else self.air.truth
+
+    def counts(self) -> dict[str, Any]:
+        """Losses injected, bursts that came too late, samples clipped per antenna."""
+        if self.air is None or self._block is None:
+            return {}
+        return {
+            "lost_samples_injected": self._block.lost_samples,
+            "late_bursts": self.air.late_bursts,
+            "clipped_samples": self.air.clipped_samples.tolist(),
+        }

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
+
+from ..blocks.waveforms.frame import FrameFormat
+from ..blocks.waveforms.impairments import Impairments
+from ..models.channels import ChannelConfig
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,49 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Link:
+    """What an experiment wants of its radio. A radio of real hardware has its own air and ignores the last part.
+
+    Attributes:
+        frame_format: numerology and slots.
+        n_rx: receive antennas.
+        n_users: users that may send.
+        tail_samples: silence after the end that lets a receiver finish the last frame.
+        channel: of the users, for emulated air like all that follows.
+        beacon_channel: of the beacon.
+        impairments: of the radios on both sides.
+        noise_power: per complex sample at each antenna.
+        expected_power: mean received power per sample without noise.
+        user_power_spread_db: the users' received powers lie uniformly within plus or minus this.
+        losses: (sample, count) pairs of samples that vanish, as in an overflow.
+        seed: of channel, impairments and noise.
+    """
+
+    frame_format: FrameFormat
+    n_rx: int
+    n_users: int
+    tail_samples: int
+    channel: ChannelConfig
+    beacon_channel: ChannelConfig
+    impairments: Impairments
+    noise_power: float
+    expected_power: float
+    user_power_spread_db: float = 0.0
+    losses: Sequence[tuple[int, int]] = ()
+    seed: int = 0
+
+
+class Truth(Protocol):
+    """What a simulated radio knows about its own faults."""
+
+    def receive_index(self, transmit_sample: float, user: int | None = None) -> float:
+        """Where a transmitted sample arrives on the receiver's clock, in samples."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain values."""
+
+
+@dataclass(frozen=True)
 class RadioInfo:
     """One line of a listing of radios.
 
@@ -89,6 +137,15 @@ class Radio(ABC):
 
     kind: ClassVar[str]
     capabilities: Capabilities
+
+    @classmethod
+    @abstractmethod
+    def open(cls, address: str, link: Link) -> Radio:
+        """Open one radio for an experiment; `configure` comes next.
+
+        Raises:
+            RadioError: there is no such radio, or it cannot serve the link.
+        """
 
     @classmethod
     @abstractmethod
@@ -122,3 +179,11 @@ class Radio(ABC):
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Serial numbers, versions, and for simulated radios the truth behind them, for the run folder."""
+
+    def truth(self) -> Truth | None:
+        """What a simulated radio knows about its own faults, once configured; None for real ones."""
+        return None
+
+    def counts(self) -> dict[str, Any]:
+        """What the radio counted during a run: losses, clipped samples and the like."""
+        return {}

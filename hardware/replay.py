@@ -8,7 +8,7 @@ from typing import Any
 from ..blocks.sigmf_source import SigmfSource
 from ..captures.reader import Recording
 from ..errors import RadioError
-from .radio import Capabilities, Radio, RadioInfo, Settings
+from .radio import Capabilities, Link, Radio, RadioInfo, Settings
 
 _ANY_RATE_HZ = (1.0, 1e9)
 
@@ -43,6 +43,21 @@ class ReplayRadio(Radio):
             datatype="ci16_le" if self.recording.datatype == "ci16_le" else "cf32_le",
             path="sim",
         )
+
+    @classmethod
+    def open(cls, address: str, link: Link) -> ReplayRadio:
+        """A recording by its path.
+
+        Raises:
+            RadioError: it has another number of channels than the link has antennas.
+        """
+        radio = cls(address, link.tail_samples)
+        if radio.capabilities.n_rx != link.n_rx:
+            raise RadioError(
+                f"{address}: core:num_channels is {radio.capabilities.n_rx}, the scenario has "
+                f"radio.n_antennas={link.n_rx}; replay it with the scenario it was recorded with"
+            )
+        return radio
 
     @classmethod
     def find(cls) -> list[RadioInfo]:
