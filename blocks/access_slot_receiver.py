@@ -89,13 +89,13 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
 
     def _take(self, input_items: Sequence[np.ndarray], begin: int, n: int) -> None:
         first = self.nitems_read(0) + begin
-        samples = np.stack([port[begin : begin + n] for port in input_items])
+        samples = [port[begin : begin + n] for port in input_items]
         done = 0
         for tag in input_tags(self, 0, n, begin):
             if pmt.equal(tag.key, RX_TIME) or pmt.equal(tag.key, RX_END):
                 place = tag.offset - first
                 if pmt.equal(tag.key, RX_END) or self._breaks(tag):
-                    self._ready.extend(self.cutter.process(samples[:, done:place]))
+                    self._ready.extend(self.cutter.process([row[done:place] for row in samples]))
                     done = place
                     for frame in self.cutter.interrupt():
                         self._drop(frame)
@@ -114,7 +114,7 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
                         np.empty(0, np.complex64),
                     )
                 )
-        self._ready.extend(self.cutter.process(samples[:, done:]))
+        self._ready.extend(self.cutter.process([row[done:] for row in samples]))
 
     def _frame_fields(self, tag: gr.tag_t) -> dict[str, Any]:
         if not pmt.is_dict(tag.value):

@@ -186,7 +186,7 @@ class ActivityMapWidget(QtWidgets.QWidget):
         self._heading(painter, plot, view, line)
 
     def _axes(self, painter: QtGui.QPainter, plot: QtCore.QRect, view: ActivityView, line: int) -> None:
-        align = QtCore.Qt.AlignRight | QtCore.Qt.AlignVCenter
+        align = QtCore.Qt.AlignmentFlag.AlignRight | QtCore.Qt.AlignmentFlag.AlignVCenter
         for user in ticks(0, self.history.n_users - 1, max(plot.height() // (3 * line), 1)):
             y = plot.top() + round((user + 0.5) * plot.height() / self.history.n_users)
             painter.drawLine(plot.left() - 5, y, plot.left() - 2, y)
@@ -194,7 +194,9 @@ class ActivityMapWidget(QtWidgets.QWidget):
         painter.save()
         painter.translate(line, plot.center().y())
         painter.rotate(-90)
-        painter.drawText(QtCore.QRect(-plot.height() // 2, -line, plot.height(), line), QtCore.Qt.AlignCenter, "user")
+        painter.drawText(
+            QtCore.QRect(-plot.height() // 2, -line, plot.height(), line), QtCore.Qt.AlignmentFlag.AlignCenter, "user"
+        )
         painter.restore()
         width = plot.width() / self.history.n_frames
         if view.filled:
@@ -204,9 +206,9 @@ class ActivityMapWidget(QtWidgets.QWidget):
                 if plot.left() <= x <= plot.right():
                     painter.drawLine(x, plot.bottom() + 2, x, plot.bottom() + 5)
                     box = QtCore.QRect(x - 4 * line, plot.bottom() + 6, 8 * line, line)
-                    painter.drawText(box, QtCore.Qt.AlignCenter, str(frame))
+                    painter.drawText(box, QtCore.Qt.AlignmentFlag.AlignCenter, str(frame))
         below = QtCore.QRect(plot.left(), plot.bottom() + line + 8, plot.width(), line + 2)
-        painter.drawText(below, QtCore.Qt.AlignCenter, "frame")
+        painter.drawText(below, QtCore.Qt.AlignmentFlag.AlignCenter, "frame")
 
     def _heading(self, painter: QtGui.QPainter, plot: QtCore.QRect, view: ActivityView, line: int) -> None:
         shown = (CORRECT, MISSED, FALSE) if view.judged else (DETECTED,)
@@ -224,7 +226,7 @@ class ActivityMapWidget(QtWidgets.QWidget):
             painter.drawText(QtCore.QPoint(x + line, y + line - 4), _LEGEND[state])
             x += painter.fontMetrics().horizontalAdvance(_LEGEND[state]) + 2 * line
         box = QtCore.QRect(x, y - 2, plot.right() - x, line)
-        painter.drawText(box, QtCore.Qt.AlignRight | QtCore.Qt.AlignVCenter, summary(view))
+        painter.drawText(box, QtCore.Qt.AlignmentFlag.AlignRight | QtCore.Qt.AlignmentFlag.AlignVCenter, summary(view))
 
 
 class ActivityMap(Failsafe, gr.basic_block):
@@ -268,7 +270,7 @@ def summary(view: ActivityView) -> str:
         return "no frame yet"
     text = f"frame {view.last_frame}: {view.active} active"
     if view.judged:
-        text += f" | {view.missed} of {view.sent} missed, {view.false_alarms} false alarms"
+        text += f" | missed {view.missed} of {view.sent}, false alarms {view.false_alarms}"
     return text
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import RadioError
 from .messages import pack
-from .runtime import FRAME, RX_END, RX_TIME, Failsafe, gr, guarded, input_tags, pmt, stack_ports, time_ticks
+from .runtime import FRAME, RX_END, RX_TIME, Failsafe, gr, guarded, input_tags, pmt, time_ticks
 from .waveforms.beacon import beacon
 from .waveforms.frame import FrameFormat
 from .waveforms.frame_sync import FrameFinder, FrameStart
@@ -81,7 +81,7 @@ class FrameSynchroniser(Failsafe, gr.sync_block):
         """Search the next samples, and pass on the delayed ones."""
         n = len(output_items[0])
         first = self.nitems_read(0)
-        samples = stack_ports(input_items, n)
+        samples = [port[:n] for port in input_items]
         self._arrivals.append((first + n, time.monotonic_ns()))
         done = 0
         for tag in self._move_tags(len(input_items), n):
@@ -104,9 +104,9 @@ class FrameSynchroniser(Failsafe, gr.sync_block):
         self._pass(samples, done, n, output_items)
         return n
 
-    def _pass(self, samples: np.ndarray, begin: int, end: int, output_items: list[np.ndarray]) -> None:
+    def _pass(self, samples: list[np.ndarray], begin: int, end: int, output_items: list[np.ndarray]) -> None:
         try:
-            delayed, frames = self.finder.process(samples[:, begin:end])
+            delayed, frames = self.finder.process([row[begin:end] for row in samples])
         except ValueError as error:
             raise RadioError(f"the receiver was given samples that are no numbers: {error}") from error
         for port, values in zip(output_items, delayed, strict=True):

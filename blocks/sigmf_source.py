@@ -34,6 +34,12 @@ class SigmfSource(Failsafe, gr.sync_block):
         self._rate = recording.sample_rate_hz or 1.0
         self._starts = _start_ticks(recording.segments, self._rate)
 
+    @property
+    def end_time_samples(self) -> int:
+        """Time right behind the last recorded sample, in sample periods, as `rx_time` counts."""
+        last = self.recording.segments[-1].sample_start
+        return self._starts[last] + self.recording.n_samples - last
+
     @guarded
     def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
         """Read the next samples."""

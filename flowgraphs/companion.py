@@ -80,6 +80,9 @@ def compile_flowgraph(grc: Path, out_folder: Path) -> Path:
 def open_companion(file: Path | None = None) -> int:
     """Start GNU Radio Companion with the blocks of semair, and wait until it is closed.
 
+    A shipped flowgraph is copied into the current folder, and the copy is opened: it is the user's to change, and
+    GNU Radio Companion writes the program beside it. A copy that is there already is opened as it is.
+
     Args:
         file: flowgraph to open; None: what was open last.
 
@@ -89,6 +92,7 @@ def open_companion(file: Path | None = None) -> int:
     Raises:
         ScenarioError: the file is missing.
         SetupError: GNU Radio Companion, its GTK, or a display is missing.
+        StorageError: a shipped flowgraph cannot be copied.
     """
     program = _program("gnuradio-companion")
     if file is not None:
@@ -107,6 +111,8 @@ def open_companion(file: Path | None = None) -> int:
             f"GNU Radio Companion needs GTK 3 for Python ({error}): "
             "install it with `apt install python3-gi gir1.2-gtk-3.0`"
         ) from error
+    if file is not None and file.resolve().parent == _FLOWGRAPHS:
+        file = _working_copy(file)
     arguments = [program] if file is None else [program, str(file)]
     return subprocess.run(arguments, env={**os.environ, **environment()}, check=False).returncode
 
@@ -122,6 +128,18 @@ def _check_file(file: Path) -> None:
     if not file.is_file():
         known = ", ".join(shipped_flowgraphs())
         raise ScenarioError(f"{file} is not a file; flowgraphs that come with semair: {known}")
+
+
+def _working_copy(file: Path) -> Path:
+    copy = Path.cwd() / file.name
+    if not copy.exists():
+        try:
+            shutil.copyfile(file, copy)
+        except OSError as error:
+            raise StorageError(
+                f"cannot copy the flowgraph to {copy}: {error.strerror}; change to a folder that can be written"
+            ) from error
+    return copy
 
 
 def _joined(first: list[str], present: str) -> str:

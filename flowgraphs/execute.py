@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -47,8 +48,10 @@ def execute(
                 on_tick()
     except KeyboardInterrupt:
         interrupted = True
-    top_block.stop()
-    if not ended.wait(_STOP_TIMEOUT_S):
+    finally:
+        # Also where on_tick or until failed: a flowgraph left running would write on and hold the process.
+        stopped = _stop(top_block, ended)
+    if not stopped:
         raise RuntimeError(f"the flowgraph did not stop within {_STOP_TIMEOUT_S:.0f} s") from failure()
     error = failure()
     if error is not None:
@@ -56,3 +59,14 @@ def execute(
     if on_tick:
         on_tick()
     return interrupted
+
+
+def _stop(top_block: Any, ended: threading.Event) -> bool:
+    """Stop the flowgraph and close its sinks, undisturbed by more presses of Ctrl-C; tells whether it ended."""
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    while True:
+        try:
+            top_block.stop()
+            return ended.wait(max(deadline - time.monotonic(), 0.0))
+        except KeyboardInterrupt:
+            continue

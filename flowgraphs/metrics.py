@@ -97,6 +97,7 @@ def synchronisation(rows: np.ndarray, sent: np.ndarray, source: RunFolder, scena
         return {"beacon_snr_db": spread(rows["snr_db"])}
     timing = rows["sample_time"] + rows["fraction"] - sent["arrival"]
     cfo = rows["cfo_hz"] - truth["cfo_hz"]
+    true_noise = noise_power_behind_chains(truth) or float("inf")
     return {
         "timing_error_samples": spread(timing),
         "cfo_error_hz": spread(cfo),

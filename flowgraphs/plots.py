@@ -177,7 +177,7 @@ def frame_layout(fmt: FrameFormat, title: str) -> str:
         axes.grid(False)
         ms = 1e3 / fmt.sample_rate_hz
         above = axes.secondary_xaxis("top", functions=(lambda x: np.multiply(x, ms), lambda t: np.divide(t, ms)))
-        above.set_xlabel("ms", loc="right", labelpad=2)
+        above.xaxis.set_major_formatter(FuncFormatter(lambda t, _: f"{t:g} ms"))
         return _svg(figure, title)
 
 

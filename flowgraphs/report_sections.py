@@ -459,9 +459,10 @@ def signals_section(run: Run) -> dict[str, Any]:
     recording = run.recording
     if recording is None:
         return {"reason": run.recording_note, "figures": [], "levels": []}
-    if not recording.n_samples:
-        return {"reason": "The recording is empty.", "figures": [], "levels": []}
     fmt = run.scenario.frame
+    if recording.n_samples < fmt.n_fft:
+        text = f"The recording holds {count_text(recording.n_samples)} samples, too few to draw."
+        return {"reason": text, "figures": [], "levels": []}
     starts = [
         place
         for row in run.decisions[: 4 * _SPECTROGRAM_FRAMES]
@@ -742,6 +743,7 @@ def number(value: float | None) -> str:
     """Three significant digits, powers of ten as in print; a dash for nothing."""
     if value is None or not np.isfinite(value):
         return "–"
+    value = float(f"{value:.3g}")
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e4:

@@ -40,20 +40,18 @@ class RowLog:
         try:
             self._file: io.BufferedWriter = path.open("wb")
             self._file.write(_header(self.dtype, 0))
+            self._file.flush()
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error
 
     def append(self, row: np.ndarray) -> None:
-        """Add one row (0-d) or several (1-d)."""
+        """Add one row (0-d) or several (1-d), and hand it to the operating system: it outlives this process."""
         try:
             self._file.write(np.asarray(row, self.dtype).tobytes())
+            self._file.flush()
         except OSError as error:
             raise StorageError(f"cannot write {self.path}: {error.strerror}; rows before are kept") from error
         self.rows += np.size(row)
-
-    def flush(self) -> None:
-        """Hand all rows to the operating system."""
-        self._file.flush()
 
     def close(self) -> None:
         """Finish the header."""

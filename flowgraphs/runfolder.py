@@ -132,8 +132,9 @@ class RunFolder:
 
     @property
     def recording(self) -> Path:
-        """Meta file of the received signal."""
-        return self.path / f"{RX_NAME}.sigmf-meta"
+        """Meta file of the received signal; of what was recovered of it, where it had been cut."""
+        recovered = self.path / f"{RX_NAME}-recovered.sigmf-meta"
+        return recovered if recovered.is_file() else self.path / f"{RX_NAME}.sigmf-meta"
 
     def create(self, overwrite: bool) -> None:
         """Make the folder.

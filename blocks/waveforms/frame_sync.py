@@ -76,26 +76,31 @@ class FrameFinder:
         )
         self.delay_samples = self._detector.latency_samples + frame_format.beacon_samples
         self.refused = 0
-        self._history = np.zeros((n_antennas, self.delay_samples), np.complex64)
+        self._held = np.zeros((n_antennas, self.delay_samples), np.complex64)
+        self._filled = self.delay_samples
         self._end = 0
         self._pending: list[Preamble] = []
         self._last: tuple[int, int] | None = None
 
-    def process(self, samples: np.ndarray) -> tuple[np.ndarray, list[FrameStart]]:
+    def process(self, samples: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, list[FrameStart]]:
         """Take the next samples of the stream.
 
         Args:
-            samples: complex64, (n_antennas, n).
+            samples: complex64, (n_antennas, n), or one row per antenna.
 
         Returns:
             The stream delayed by `delay_samples` (zeros first), complex64 (n_antennas, n), and the frames found;
             each frame's start is still ahead of, or inside, the delayed samples returned with it.
         """
-        joined = np.concatenate([self._history, samples], axis=1)
-        self._history = joined[:, samples.shape[1] :]
-        self._end += samples.shape[1]
-        self._pending += self._detector.process(samples)
-        return joined[:, : samples.shape[1]], self._read_headers(joined)
+        n = len(samples[0])
+        self._make_room(n)
+        first = self._filled - self.delay_samples
+        for row, values in zip(self._held, samples, strict=True):
+            row[self._filled : self._filled + n] = values
+        self._filled += n
+        self._end += n
+        self._pending += self._detector.process(self._held[:, self._filled - n : self._filled])
+        return self._held[:, first : first + n], self._read_headers(self._held[:, first : self._filled])
 
     def interrupt(self) -> list[FrameStart]:
         """Close the part of the stream processed so far, because samples are missing before the next one.
@@ -106,11 +111,20 @@ class FrameFinder:
             The last frames before the gap.
         """
         self._pending += self._detector.flush()
-        frames = self._read_headers(self._history)
+        frames = self._read_headers(self._held[:, self._filled - self.delay_samples : self._filled])
         self._pending = []
         self._last = None
         self._detector.restart(self._end)
         return frames
+
+    def _make_room(self, n: int) -> None:
+        if self._filled + n <= self._held.shape[1]:
+            return
+        # New memory, and room for several calls in it: what was returned before stays as it is.
+        delay = self.delay_samples
+        held = np.empty((self.n_antennas, delay + max(n, 4 * delay)), np.complex64)
+        held[:, :delay] = self._held[:, self._filled - delay : self._filled]
+        self._held, self._filled = held, delay
 
     def _read_headers(self, held: np.ndarray) -> list[FrameStart]:
         fmt = self.frame_format
@@ -206,16 +220,21 @@ class AccessSlotCutter:
         span = self.frame_format.used_samples - self.frame_format.access_start
         self._open.append((frame, np.empty((self.n_antennas, span), np.complex64)))
 
-    def process(self, samples: np.ndarray) -> list[AccessSlot]:
-        """Take the next samples, complex64 (n_antennas, n); returns the slots that became complete."""
-        begin, end = self._index, self._index + samples.shape[1]
+    def process(self, samples: np.ndarray | Sequence[np.ndarray]) -> list[AccessSlot]:
+        """Take the next samples; returns the slots that became complete.
+
+        Args:
+            samples: complex64, (n_antennas, n), or one row per antenna; only what lies in slots is copied.
+        """
+        begin, end = self._index, self._index + len(samples[0])
         self._index = end
         done, still_open = [], []
         for frame, window in self._open:
             first = frame.start + self.frame_format.access_start
             low, high = max(begin, first), min(end, first + window.shape[1])
             if low < high:
-                window[:, low - first : high - first] = samples[:, low - begin : high - begin]
+                for row, values in zip(window, samples, strict=True):
+                    row[low - first : high - first] = values[low - begin : high - begin]
             if end >= first + window.shape[1]:
                 done.append(self._demodulate(frame, window))
             else:

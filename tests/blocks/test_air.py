@@ -289,10 +289,7 @@ class TestReceiver:
         truth = air.truth
 
         def chains(freqs_hz):
-            turns = (
-                truth.chain_phase_rad[:, None]
-                - 2 * np.pi * np.outer(truth.chain_delay_samples, freqs_hz) / RATE_HZ
-            )
+            turns = truth.chain_phase_rad[:, None] - 2 * np.pi * np.outer(truth.chain_delay_samples, freqs_hz) / RATE_HZ
             return 10 ** (truth.chain_gain_db[:, None] / 20) * np.exp(1j * turns)
 
         assert error_db(out, ideal(x, truth.receive_index(0), chains, 3 * BLOCK)) < -60
@@ -333,9 +330,7 @@ class TestReceiver:
 
 class TestReproducibility:
     @staticmethod
-    def run(
-        cuts: list[int], *, shuffle: bool = False, late_as_possible: bool = False, seed: int = 4
-    ) -> np.ndarray:
+    def run(cuts: list[int], *, shuffle: bool = False, late_as_possible: bool = False, seed: int = 4) -> np.ndarray:
         """Twelve blocks of everything at once, cut into calls of the given numbers of blocks."""
         rng = np.random.default_rng(8)
         tx = np.concatenate([gaussian(rng, 6 * BLOCK), silence(3 * BLOCK), gaussian(rng, 3 * BLOCK)])

@@ -17,9 +17,7 @@ RATE_HZ = 2e6
 
 
 def noise(rng: np.random.Generator, *shape: int) -> np.ndarray:
-    return (
-        (rng.standard_normal((*shape, 2)) * math.sqrt(0.5)).view(np.complex128)[..., 0].astype(np.complex64)
-    )
+    return (rng.standard_normal((*shape, 2)) * math.sqrt(0.5)).view(np.complex128)[..., 0].astype(np.complex64)
 
 
 def test_frequency_offset_is_the_complex_exponential_of_the_absolute_index(rng):
@@ -38,9 +36,7 @@ def test_frequency_offset_does_not_depend_on_how_a_stream_is_cut(cuts, start):
     whole = imp.apply_frequency_offset(x, -7777.7, RATE_HZ, start)
     edges = [0, *sorted(cuts), 1000]
     parts = [
-        imp.apply_frequency_offset(x[a:b], -7777.7, RATE_HZ, start + a)
-        for a, b in itertools.pairwise(edges)
-        if b > a
+        imp.apply_frequency_offset(x[a:b], -7777.7, RATE_HZ, start + a) for a, b in itertools.pairwise(edges) if b > a
     ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
@@ -142,9 +138,7 @@ def test_clipped_samples_are_counted_once_each():
     y, clipped = imp.quantise(x, 8)
     top = 127 / 128
     assert clipped == 4  # 0.9999 would round to 1.0, which a converter does not have
-    np.testing.assert_array_equal(
-        y, np.array([0.5, top, top + top * 1j, -1.0, -1.0j, top], dtype=np.complex64)
-    )
+    np.testing.assert_array_equal(y, np.array([0.5, top, top + top * 1j, -1.0, -1.0j, top], dtype=np.complex64))
 
 
 def test_bits_out_of_range_are_refused():
@@ -185,9 +179,7 @@ def test_drifting_delay_follows_the_clock():
     k = np.arange(-100, 20200)
     source = np.exp(2j * np.pi * freq * k).astype(np.complex64)
     row = np.zeros(1, dtype=np.int64)
-    y = imp.delay_rows(
-        0, 20000, source, row + 50, row - 50, row + 20200, np.array([5.3]), drift=drift, piece=24
-    )
+    y = imp.delay_rows(0, 20000, source, row + 50, row - 50, row + 20200, np.array([5.3]), drift=drift, piece=24)
     m = np.arange(20000)
     expected = np.exp(2j * np.pi * freq * (m - 5.3) * (1 + drift))
     # Held over 24 samples the delay is off by 12 * 20e-6 = 2.4e-4, which is 4.5e-4 rad at 0.3: -66 dB.

@@ -152,9 +152,7 @@ def test_captures_that_make_no_sense_are_refused_by_name(tmp_path, captures, fie
     assert any(f.severity == "error" and f.field.startswith(field[:10]) for f in verify(path))
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b"\xff\xfe", b"{}", b'{"global": 3}', b'{"global": {}}']
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"{}", b'{"global": 3}', b'{"global": {}}'])
 def test_meta_files_that_are_none_are_refused(tmp_path, content):
     (tmp_path / "x.sigmf-meta").write_bytes(content)
     (tmp_path / "x.sigmf-data").write_bytes(bytes(8))
@@ -168,9 +166,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-CORE = (
-    "datatype num_channels sample_rate extensions sha512 version offset sample_start global_index frequency"
-)
+CORE = "datatype num_channels sample_rate extensions sha512 version offset sample_start global_index frequency"
 CORE += " sample_count label header_bytes"
 OWN = "n_samples device_time complete clipped_fraction unverified_from_sample lost_samples recording_id"
 FIELDS = [f"core:{name}" for name in CORE.split()] + [f"semair:{name}" for name in OWN.split()]

@@ -130,6 +130,7 @@ def test_the_systems_python_finds_semair(tmp_path: Path) -> None:
     assert done.stdout.split() == ["4", np.__version__], done.stderr
 
 
+@pytest.mark.slow
 def test_a_broken_flowgraph_is_answered_with_the_editors_reason(tmp_path: Path) -> None:
     text = FLOWGRAPHS["random_access_loopback"].read_text(encoding="utf-8")
     broken = tmp_path / "broken.grc"
@@ -162,22 +163,45 @@ def test_without_a_display_the_editor_is_not_started(monkeypatch: pytest.MonkeyP
         companion.open_companion()
 
 
-def test_the_editor_gets_file_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = tmp_path / "gnuradio-companion"
+@pytest.fixture
+def pretended_editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program in the place of GNU Radio Companion that writes down how it was called, to the path returned."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "gnuradio-companion"
     program.write_text(f'#!/bin/sh\necho "$1 $GRC_BLOCKS_PATH $PYTHONPATH" > {tmp_path}/said\nexit 3\n')
     program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("DISPLAY", ":0")
     gi = pytest.importorskip("gi")
     monkeypatch.setattr(gi, "require_version", lambda name, version: None)
-    file = FLOWGRAPHS["random_access_loopback"]
-    assert companion.open_companion(file) == 3
+    return tmp_path / "said"
+
+
+def test_the_editor_gets_file_and_environment(pretended_editor: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.grc"
+    shutil.copyfile(FLOWGRAPHS["random_access_loopback"], mine)
+    assert companion.open_companion(mine) == 3
     variables = companion.environment()
-    assert (tmp_path / "said").read_text().split() == [
-        str(file),
+    assert pretended_editor.read_text().split() == [
+        str(mine),
         variables["GRC_BLOCKS_PATH"],
         variables["PYTHONPATH"],
     ]
+
+
+def test_a_shipped_flowgraph_is_opened_as_a_copy_and_the_copy_is_kept(
+    pretended_editor: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = FLOWGRAPHS["random_access_replay"]
+    companion.open_companion(shipped)
+    copy = tmp_path / shipped.name
+    assert pretended_editor.read_text().split()[0] == str(copy)
+    assert copy.read_bytes() == shipped.read_bytes()
+    copy.write_text("changed by its user")
+    companion.open_companion(shipped)
+    assert copy.read_text() == "changed by its user"
 
 
 def test_without_gtk_the_package_to_install_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,9 +20,7 @@ KINDS = {
 def draw(config: ChannelConfig, n_antennas: int, count: int, freqs_hz, time_s: float, rng) -> np.ndarray:
     """Responses of independent realisations: (count, antennas, freqs)."""
     freqs_hz = np.asarray(freqs_hz, dtype=float)
-    return np.array(
-        [frequency_response(draw_paths(config, n_antennas, rng), freqs_hz, time_s) for _ in range(count)]
-    )
+    return np.array([frequency_response(draw_paths(config, n_antennas, rng), freqs_hz, time_s) for _ in range(count)])
 
 
 @pytest.mark.parametrize("name", KINDS)
