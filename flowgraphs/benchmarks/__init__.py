@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from types import ModuleType
 
 from ...errors import ScenarioError
@@ -84,14 +85,18 @@ def _run(
 ) -> Iterator[Entry]:
     total = sum(measurement.weight for measurement in wanted)
     done = 0.0
-    for measurement in wanted:
-        tell = _share_of_all(measurement, done, total, on_progress)
-        tell(0.0)
-        for entry in measurement.run(tell):
-            if _fits(entry.name, only):
-                yield entry
-        done += measurement.weight
-        tell(1.0)
+    with ExitStack() as stack:
+        for measurement in wanted:
+            if measurement.background is not None:
+                stack.enter_context(measurement.background())
+        for measurement in wanted:
+            tell = _share_of_all(measurement, done, total, on_progress)
+            tell(0.0)
+            for entry in measurement.run(tell):
+                if _fits(entry.name, only):
+                    yield entry
+            done += measurement.weight
+            tell(1.0)
 
 
 def _share_of_all(

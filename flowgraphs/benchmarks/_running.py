@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,21 @@ PEERS = ("ofdm_sync_sc_cfb", "corr_est_cc")
 _ANTENNAS = 4
 
 
-def measurements(quick: bool) -> list[Measurement]:
-    """The measurements of this module."""
+def memory(quick: bool) -> list[Measurement]:
+    """Memory of long runs, which go on in the background of other measurements."""
+    # A run that records does all that others do, so a quick look is content with it.
+    kinds = (True,) if quick else (False, True)
+    watches = [MemoryWatch(record, 20.0 if quick else 600.0, 1) for record in kinds]
+    return [Measurement((watch.name,), watch.entries, 10.0 if quick else 150.0, watch.running) for watch in watches]
+
+
+def speeds(quick: bool) -> list[Measurement]:
+    """What is timed, and wants the machine for itself."""
     others = [name for name in detectors.available() if name != "cd"]
     slots = {"cd": 500 if quick else 5000, **dict.fromkeys(others, 100 if quick else 1000)}
     slots["gmmv-amp"] = 4 if quick else 50
-    rate_s = 1.2 if quick else 10.0
-    frames, repeats = (400, 2) if quick else (5000, 4)
-    memory_s = 20.0 if quick else 600.0
+    rate_s = 0.8 if quick else 10.0
+    frames, repeats = (200, 2) if quick else (5000, 4)
     return [
         Measurement(
             (
@@ -61,8 +68,6 @@ def measurements(quick: bool) -> list[Measurement]:
             3.0 if quick else 20.0,
         ),
         Measurement(("replay/bit-equal", "replay/speed"), partial(replay, frames, repeats, 1), 5.0 if quick else 60.0),
-        Measurement(("memory/growth",), partial(memory_growth, False, memory_s, 1), memory_s),
-        Measurement(("memory/growth-recording",), partial(memory_growth, True, memory_s, 1), memory_s),
     ]
 
 
@@ -336,48 +341,132 @@ def replay(n_frames: int, n_repeats: int, seed: int, tell: OnShare) -> Iterator[
 # --- memory
 
 
-def memory_growth(record: bool, seconds: float, seed: int, tell: OnShare) -> Iterator[Entry]:
-    """How the resident set of a long run grows after its warm-up.
+class MemoryWatch:
+    """Watches how the resident set of a long run grows after its warm-up.
 
     Args:
         record: whether the run keeps its samples; it then ends earlier where the disk would fill.
         seconds: of the run.
         seed: of the run.
-        tell: told the share done.
     """
-    scenario = load_scenario("lab")
-    bytes_per_frame = scenario.frame.frame_samples * (4 * scenario.radio.n_antennas + 8)
-    with tempfile.TemporaryDirectory(prefix="semair-benchmark-") as place:
+
+    def __init__(self, record: bool, seconds: float, seed: int) -> None:
+        self.name = "memory/growth-recording" if record else "memory/growth"
+        self._record, self._seconds, self._seed = record, seconds, seed
+        self._share = 0.0
+        self._stop = threading.Event()
+        self._seen: tuple[np.ndarray, np.ndarray, int] | None = None
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The run goes on in a process of its own while this context is open."""
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._work, name=self.name, daemon=True)
+        self._thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            self._thread.join()
+            self._thread = None
+
+    def entries(self, tell: OnShare) -> Iterator[Entry]:
+        """Wait for the end of the run and yield its entry; inside `running`, or by itself."""
+        with nullcontext() if self._thread else self.running():
+            while self._thread is not None and self._thread.is_alive():
+                self._thread.join(0.1)
+                tell(self._share)
+        if self._error is not None:
+            raise self._error
+        assert self._seen is not None
+        yield self._entry(*self._seen)
+
+    def _work(self) -> None:
+        try:
+            self._seen = self._watched()
+        except BaseException as error:
+            self._error = error
+
+    def _watched(self) -> tuple[np.ndarray, np.ndarray, int]:
+        scenario = load_scenario("lab")
+        bytes_per_frame = scenario.frame.frame_samples * (4 * scenario.radio.n_antennas + 8)
         frames = 10**8
-        if record:
-            frames = int(min(8e9, shutil.disk_usage(place).free / 2) // bytes_per_frame)
-        given = {
-            "seconds": seconds, "seed": seed, "record": record, "frames": frames,
-            "folder": str(Path(place) / "run"),
-        }  # fmt: skip
-        times, resident, decided = _watch("long-run", given, seconds, tell)
-    if len(times) < 20:
-        raise SetupError(f"a run of {seconds:g} s ended before its memory could be watched; see its messages")
-    growth, spread = growth_per_minute(times, resident)
-    yield Entry(
-        "memory/growth-recording" if record else "memory/growth",
-        growth,
-        spread,
-        "MB per minute",
-        "0: flat",
-        {
-            "scenario": "lab, as fast as the machine runs it",
-            "record": record,
-            "seconds_watched": float(times[-1] - times[0]),
-            "warm_up": "first third",
-            "frames_decided": decided,
-            "resident_mb_after_warm_up": float(resident[len(resident) // 3]),
-            "resident_mb_at_the_end": float(resident[-1]),
-            "ci95_from": "growth in ten stretches after the warm-up",
-            "seed": seed,
-            "machine": machine(),
-        },
-    )
+        with tempfile.TemporaryDirectory(prefix="semair-benchmark-") as place:
+            if self._record:
+                frames = int(min(8e9, shutil.disk_usage(place).free / 2) // bytes_per_frame)
+            given = {
+                "seconds": self._seconds, "seed": self._seed, "record": self._record, "frames": frames,
+                "folder": str(Path(place) / "run"),
+            }  # fmt: skip
+            return self._readings(given)
+
+    def _readings(self, given: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, int]:
+        """Read the resident set several times a second, from the first decisions to the end.
+
+        Returns:
+            Times in seconds and resident set in MB, float64 (reading,) each, and slots decided.
+        """
+        page_mb = page_megabytes()
+        times: list[float] = []
+        resident: list[float] = []
+        with _alone("long-run", given) as results:
+            decided = 0
+            while not (self._stop.is_set() or (times and times[-1] - times[0] >= self._seconds)):
+                while not results.empty():
+                    decided = results.get()["decided"]
+                if decided:
+                    try:
+                        pages = Path(f"/proc/{results.process.pid}/statm").read_text().split()[1]
+                    except (OSError, IndexError):
+                        break
+                    times.append(time.monotonic())
+                    resident.append(int(pages) * page_mb)
+                    self._share = min((times[-1] - times[0]) / self._seconds, 1.0)
+                if results.process.poll() is not None:
+                    break
+                time.sleep(0.5 if self._seconds > 60 else 0.1)
+            if self._stop.is_set():
+                results.process.kill()
+        return np.array(times), np.array(resident), decided
+
+    def _entry(self, times: np.ndarray, resident: np.ndarray, decided: int) -> Entry:
+        if len(times) < 20:
+            raise SetupError(
+                f"a run of {self._seconds:g} s ended before its memory could be watched; `semair run lab` shows why"
+            )
+        growth, interval = growth_per_minute(times, resident)
+        return Entry(
+            self.name,
+            growth,
+            interval,
+            "MB per minute",
+            "0: flat",
+            {
+                "scenario": "lab, as fast as the machine runs it",
+                "record": self._record,
+                "seconds_watched": float(times[-1] - times[0]),
+                "warm_up": "first third",
+                "frames_decided": decided,
+                "resident_mb_after_warm_up": float(resident[len(resident) // 3]),
+                "resident_mb_at_the_end": float(resident[-1]),
+                "ci95_from": "growth in ten stretches after the warm-up",
+                "seed": self._seed,
+                "machine": machine(),
+            },
+        )
+
+
+def page_megabytes() -> float:
+    """Size of a memory page.
+
+    Raises:
+        SetupError: this system does not tell the resident set of a process.
+    """
+    if not Path("/proc/self/statm").exists():
+        raise SetupError("the resident set of a process is read from /proc, which this system does not have")
+    return os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def growth_per_minute(
@@ -392,33 +481,6 @@ def growth_per_minute(
     steps = np.diff(np.interp(edges, times_s, resident_mb)) / np.diff(edges) * 60
     half = float(stats.t.ppf(0.975, n_stretches - 1) * steps.std(ddof=1) / np.sqrt(n_stretches))
     return float(steps.mean()), (float(steps.mean()) - half, float(steps.mean()) + half)
-
-
-def _watch(task: str, given: dict[str, Any], seconds: float, tell: OnShare) -> tuple[np.ndarray, np.ndarray, int]:
-    """Run a task and read its resident set twice a second from its first result to its end.
-
-    Returns:
-        Times in seconds and resident set in MB, float64 (reading,) each, and slots decided.
-    """
-    if not Path("/proc/self/statm").exists():
-        raise SetupError("the resident set of a process is read from /proc, which this system does not have")
-    page_mb = os.sysconf("SC_PAGE_SIZE") / 1e6
-    times: list[float] = []
-    resident: list[float] = []
-    with _alone(task, given) as results:
-        decided = results.get(timeout=300)["decided"]
-        while results.process.poll() is None and (not times or times[-1] - times[0] < seconds):
-            try:
-                pages = int(Path(f"/proc/{results.process.pid}/statm").read_text().split()[1])
-            except (OSError, IndexError):
-                break
-            times.append(time.monotonic())
-            resident.append(pages * page_mb)
-            while not results.empty():
-                decided = results.get()["decided"]
-            tell((times[-1] - times[0]) / seconds)
-            time.sleep(0.5 if seconds > 60 else 0.1)
-    return np.array(times), np.array(resident), int(decided)
 
 
 class _Results(queue.Queue[dict[str, Any]]):

@@ -6,6 +6,7 @@ import math
 import os
 import platform
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
@@ -61,11 +62,13 @@ class Measurement:
         names: of the entries that it yields, in order.
         run: does it; told how to report its share done.
         weight: how long it takes beside others, for progress.
+        background: context in which all measurements run; for what takes long and does not mind company.
     """
 
     names: tuple[str, ...]
     run: Callable[[OnShare], Iterator[Entry]]
     weight: float = 1.0
+    background: Callable[[], AbstractContextManager[None]] | None = None
 
 
 def machine() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import jsonschema
 import numpy as np
@@ -360,9 +361,16 @@ class TestRunning:
         assert rows["replay/bit-equal"]["settings"]["decisions_live"] == 40
         assert rows["replay/speed"]["value"] > 0
 
+    def test_a_watch_that_is_not_waited_for_ends_with_its_context(self):
+        watch = _running.MemoryWatch(False, 600.0, 1)
+        begin = time.monotonic()
+        with watch.running():
+            time.sleep(0.5)
+        assert time.monotonic() - begin < 60
+
     @pytest.mark.parametrize("record", [False, True])
     def test_memory_of_a_run_is_watched(self, record):
-        rows = checked(list(_running.memory_growth(record, 4.0, 1, lambda share: None)))
+        rows = checked(list(_running.MemoryWatch(record, 4.0, 1).entries(lambda share: None)))
         (row,) = rows.values()
         assert row["settings"]["record"] is record
         assert 3 < row["settings"]["seconds_watched"] < 8
