@@ -153,7 +153,7 @@ def _import_folder() -> Path:
     An editable install maps the package onto a source folder of any name through an import hook, which only the
     environment's own interpreter loads. A link of the right name inside the environment serves all others.
     """
-    if str(_PACKAGE.parent) == sysconfig.get_path("purelib"):
+    if _PACKAGE.parent == Path(sysconfig.get_path("purelib")).resolve():
         return _PACKAGE.parent
     folder = Path(sys.prefix) / "share" / "semair" / "python"
     link = folder / "semair"
