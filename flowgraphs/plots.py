@@ -48,6 +48,9 @@ SLOT_COLOURS = {
     "noise": SERIES[2],
 }
 
+_MID_BLUE = "#2f8fd0"
+"""For marks drawn as pixels, which cannot follow the theme: reads on light and on dark."""
+
 _MANY_MARKS = 2500
 """More marks than these are drawn as pixels, which keeps the file small."""
 
@@ -353,7 +356,7 @@ def constellation(symbols: np.ndarray, title: str) -> str:
         axes = figure.add_subplot()
         flat = symbols.reshape(-1)
         flat = flat[np.isfinite(flat)][:: max(1, flat.size // 20000)]
-        axes.plot(flat.real, flat.imag, ".", color=SERIES[0], markersize=2, alpha=0.25, rasterized=True)
+        axes.plot(flat.real, flat.imag, ".", color=_MID_BLUE, markersize=2, alpha=0.25, rasterized=True)
         axes.plot([-1, 1], [0, 0], "x", color=SERIES[1], markersize=11, markeredgewidth=2.5, label="sent values")
         reach = float(np.clip(np.percentile(np.abs(flat), 99.5), 1.5, 6)) if flat.size else 1.5
         axes.set_xlim(-reach, reach)
@@ -494,17 +497,17 @@ def power_over_time(samples: np.ndarray, before: int, fmt: FrameFormat, title: s
 def antenna_levels(rms_db: np.ndarray, peak_db: np.ndarray, title: str) -> str:
     """Root mean square and peak per antenna under full scale; float, (antennas,), dBFS."""
     with _style():
-        figure = _figure(5, max(1.9, min(8.0, 1.0 + 0.34 * len(rms_db))))
+        figure = _figure(5, max(2.4, min(8.0, 1.3 + 0.34 * len(rms_db))))
         axes = figure.add_subplot()
         at = np.arange(len(rms_db))
         low = float(np.floor((min(rms_db.min(), peak_db.min()) - 6) / 10) * 10)
         axes.barh(at, rms_db - low, left=low, height=0.55, color=SERIES[0], alpha=0.6, label="rms")
         axes.plot(peak_db, at, "|", color=SERIES[1], markersize=15, markeredgewidth=3, label="peak", clip_on=False)
         axes.axvline(0, color=INK, linewidth=1, linestyle="--")
-        axes.set_xlim(low, 3)
+        axes.set_xlim(low, max(3.0, float(peak_db.max()) + 2))
         axes.set_yticks(at if len(at) <= 24 else at[:: len(at) // 12])
         axes.invert_yaxis()
-        axes.set_xlabel("dBFS (0 = full scale)")
+        axes.set_xlabel("dBFS")
         axes.set_ylabel("antenna")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.1, markerscale=0.6)
         return _svg(figure, title)

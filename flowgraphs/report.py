@@ -38,7 +38,8 @@ def write_report(
         on_progress: called with what is being done and the share done.
         detectors: names of the detectors to set beside the run's own; None: all. One with a replay in the folder
             counts with all that it decided there, others decide the slots that the run kept.
-        rerun_s: time for these, all together; slow detectors judge fewer slots, at least one per length.
+        rerun_s: time for these, all together; slow detectors judge fewer slots, three per length at
+            least.
 
     Returns:
         The file written: HTML with everything inside, no script, nothing fetched.

@@ -28,6 +28,9 @@ OnProgress = Callable[[str, float], None]
 Origin = Literal["run", "folder", "report"]
 
 _RERUN_SLOTS = 600
+_LEAST_SLOTS = 3
+"""Per length, whatever the time: fewer give no interval worth drawing."""
+
 _LEVEL_BLOCK_SAMPLES = 65536
 _LEVEL_VALUES = 32_000_000
 # A converter of 12 bits in a 16-bit container ends at 2047/2048.
@@ -239,7 +242,8 @@ def rerun_detectors(
         on_progress: called with what is being done and the share done.
 
     Returns:
-        One per detector, in the order given; every length that the run kept has at least one slot.
+        One per detector, in the order given; every length that the run kept has at least
+        three slots where the run kept so many.
     """
     if run.truth is None or run.snapshots is None or not names:
         return []
@@ -300,7 +304,7 @@ def _judge(
     longest = max(len(y) for y, _, _ in slots.values())
     parts: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {length: [] for length in slots}
     begin = time.perf_counter()
-    place, count, step = 0, 0, 1
+    place, count, step = 0, 0, _LEAST_SLOTS
     while place < longest:
         for length, (y, noise, _) in slots.items():
             chunk = slice(place, place + step)

@@ -307,15 +307,10 @@ def detection_section(run: Run, own: Judged, judged: Sequence[Judged]) -> dict[s
             f"Left: {own.name} at each preamble length"
             + (f"; right: the detectors at length {_telling_length(own)}" if len(panels) > 1 else "")
             + ". Down and left is better. Where a line runs along an edge, no such error was seen at all. "
-            + (
-                "Rests on "
-                + ", ".join(
-                    f"{count_text(c.n_active)} active and {count_text(c.n_silent)} silent at {c.name}"
-                    for c in panels[0][1]
-                )
-                + "."
-                if panels
-                else ""
+            + " ".join(
+                f"{'Left' if k == 0 else 'Right'}: {_span([c.n_active for c in curves])} decisions on active and "
+                f"{_span([c.n_silent for c in curves])} on silent users per line."
+                for k, (_, curves) in enumerate(panels)
             )
         ),
         "no_curves": ""
@@ -481,11 +476,17 @@ def signals_section(run: Run) -> dict[str, Any]:
             )
         )
     levels = antenna_levels(recording)
+    bounded = float(levels.peak_dbfs.max()) < 0.01
     figures.append(
         _figure(
             plots.antenna_levels(levels.rms_dbfs, levels.peak_dbfs, "Levels per antenna"),
             f"Level and peak per antenna over {count_text(levels.samples)} of {count_text(recording.n_samples)} "
-            "samples. 0 dBFS: full scale of the real and of the imaginary part.",
+            "samples. "
+            + (
+                "0 dBFS: full scale of the real and of the imaginary part."
+                if bounded
+                else "There is no converter here and so no full scale: 0 dBFS is amplitude 1."
+            ),
         )
     )
     told = run.metrics["counts"].get("clipped_samples")
@@ -494,7 +495,7 @@ def signals_section(run: Run) -> dict[str, Any]:
             "antenna": k,
             "rms": float(levels.rms_dbfs[k]),
             "peak": float(levels.peak_dbfs[k]),
-            "full": int(levels.at_full_scale[k]),
+            "full": int(levels.at_full_scale[k]) if bounded else None,
             "clipped": told[k] if told is not None and k < len(told) else None,
         }
         for k in range(recording.n_channels)

@@ -233,7 +233,7 @@ def test_without_time_every_detector_still_judges_every_length(run):
         for row in page.tables["detection-table"]
         if row["attributes"].get("data-detector") == "gmmv-amp"
     }
-    assert slots == {"4": 1, "6": 1}
+    assert slots == {"4": 3, "6": 3}
 
 
 @pytest.mark.slow
@@ -274,7 +274,7 @@ def test_a_replay_has_its_own_report_and_joins_that_of_the_run(run):
     assert f"semair replay {run} --detector somp" in own.text
     whole = report_of(run, detectors=["somp"], rerun_s=0.0)
     joined = [r for r in whole.tables["detection-table"] if r["attributes"].get("data-detector") == "somp"]
-    # Without time for re-running there would be one slot per length; the replay gives all twelve.
+    # Without time for re-running there would be three slots per length; the replay gives all twelve.
     assert [row["values"][0] for row in joined] == [12, 12]
 
 
@@ -478,3 +478,11 @@ def test_intervals_stay_within_shares():
 )
 def test_numbers_as_in_print(value, text):
     assert number(value) == text
+
+
+@pytest.mark.slow
+def test_without_converter_nothing_is_at_full_scale(made):
+    page = report_of(made("level=perfect", n_frames=3), detectors=[])
+    assert "no converter here" in page.text
+    # rms, peak and clipped are numbers; what lies at full scale is not.
+    assert [len(row["values"]) for row in page.tables["levels-table"] if row["values"]] == [3, 3]
