@@ -132,13 +132,13 @@ def equal_pieces(reference: np.ndarray, longest: float = math.inf) -> tuple[int,
     return None
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _add_shifted(a, b, out):
     for i in range(out.shape[0]):
         out[i] = a[i] + b[i]
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _square(x, out):
     for i in range(out.shape[0]):
         out[i] = x[i].real * x[i].real + x[i].imag * x[i].imag
@@ -170,7 +170,7 @@ def _moving_sum(values, length, scratch, out):
         span *= 2
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _normalise(c, energy, piece_energy, u_re, u_im):
     for i in range(u_re.shape[0]):
         product = energy[i] * piece_energy
@@ -180,7 +180,7 @@ def _normalise(c, energy, piece_energy, u_re, u_im):
         u_im[i] = c[i].imag * g
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _add_lag_products(u_re, u_im, v_re, v_im, p_re, p_im):
     """p += v conj(u)."""
     for i in range(p_re.shape[0]):
@@ -189,14 +189,14 @@ def _add_lag_products(u_re, u_im, v_re, v_im, p_re, p_im):
         p_im[i] += d * a - c * b
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _add_scaled(g_re, g_im, p_re, p_im, d_re, d_im):
     for i in range(d_re.shape[0]):
         d_re[i] += g_re * p_re[i] - g_im * p_im[i]
         d_im[i] += g_re * p_im[i] + g_im * p_re[i]
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _add_scaled_real(g, p_re, p_im, d_re, d_im):
     for i in range(d_re.shape[0]):
         d_re[i] += g * p_re[i]
@@ -262,13 +262,13 @@ def _differential_metric(x, c, step, piece_energy, weights, n_positions):
     return d_re
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _magnitude(re, im, scale, out):
     for i in range(out.shape[0]):
         out[i] = np.sqrt(re[i] * re[i] + im[i] * im[i]) * scale
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _inverse(energy, factor, out):
     for i in range(out.shape[0]):
         product = energy[i] * factor
@@ -291,7 +291,7 @@ def _inverse_energies(x, reference_energy, n_positions):
     return out
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _add_weighted_power(c, weight, out):
     for i in range(out.shape[0]):
         out[i] += (c[i].real * c[i].real + c[i].imag * c[i].imag) * weight[i]
@@ -308,7 +308,7 @@ def _coherent_metric(c, step, inverse_energy):
     return out
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _products(x, conj_reference, re, im):
     """x conj(r) in two parts; returns the energy of x."""
     energy = np.float32(0)
@@ -320,7 +320,7 @@ def _products(x, conj_reference, re, im):
     return energy
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _segment_sums(x, conj_reference, segment, re, im, sums):
     """sums[m] = sum of x conj(r) over segment m; returns the energy of x. re, im: scratch of L."""
     energy = _products(x, conj_reference, re, im)
@@ -334,7 +334,7 @@ def _segment_sums(x, conj_reference, segment, re, im, sums):
     return energy
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _inner(a_re, a_im, b):
     """Sum of a conj(b)."""
     re = 0.0
@@ -612,7 +612,7 @@ def _weighted_power(level_re, level_im, reference, weights):
     return power / _energy(reference)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
 def _energy(x):
     total = 0.0
     for k in range(x.shape[0]):

@@ -15,8 +15,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-compiled = njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
-"""Vectorised sums and fused multiply-adds, but NaN and infinities keep their meaning."""
+_FAST = {"reassoc", "contract", "nsz", "arcp"}
+compiled = njit(nogil=True, cache=True, fastmath=_FAST, forceinline=True)
+"""Vectorised sums and fused multiply-adds, but NaN and infinities keep their meaning.
+
+Inlined by force: a function called across libraries may be another copy, vectorised otherwise, when it is compiled
+than when it is loaded from the cache, and a replay would differ from its run in the last bits.
+"""
 
 PAD = 4
 """Matrix sides are padded with zeros to a multiple of this many doubles, a vector register."""
