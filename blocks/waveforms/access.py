@@ -9,6 +9,12 @@ import numpy as np
 from .frame import FrameFormat
 from .ofdm import demodulate, modulate
 
+# A converter that rounds faint noise to nothing leaves a silent noise slot; detectors need a positive number.
+_LEAST_NOISE_SHARE = 1e-8
+_LEAST_NOISE_POWER = 1e-20
+# A chain with less than this share of the mean noise power hears nothing.
+_DEAD_SHARE = 1e-3
+
 
 @lru_cache(maxsize=16)
 def _group_phases(fmt: FrameFormat) -> np.ndarray:
@@ -64,18 +70,37 @@ def receive_access(
     return np.ascontiguousarray(by_symbol[:preamble_length])
 
 
-def noise_power(samples: np.ndarray, frame_format: FrameFormat) -> float:
-    """Mean power per access cell in the silent slot, which is the noise power of the snapshots.
-
-    Measured on the same subcarriers through the same transform, so that coloured noise is weighed as in the
-    snapshots.
+def noise_powers(samples: np.ndarray, frame_format: FrameFormat) -> np.ndarray:
+    """Noise power of each antenna from the silent slot, over all used subcarriers.
 
     Args:
         samples: complex, (antennas, at least noise_symbols * symbol_samples), from `noise_start` on.
         frame_format: numerology and slots.
 
     Returns:
-        Noise power per cell (complex sample, unitary transform).
+        float64, (antennas,): noise power per cell, that is per complex sample, the transform being unitary.
     """
-    cells = demodulate(samples, frame_format, frame_format.noise_symbols)[:, :, frame_format.access_subcarriers]
-    return float(np.mean(np.abs(cells.astype(np.complex128)) ** 2))
+    cells = demodulate(samples, frame_format, frame_format.noise_symbols)[:, :, frame_format.used_subcarriers]
+    return np.mean(cells.real.astype(np.float64) ** 2 + cells.imag.astype(np.float64) ** 2, axis=(1, 2))
+
+
+def level_antennas(snapshots: np.ndarray, noise_per_antenna: np.ndarray) -> tuple[np.ndarray, float]:
+    """Scale the snapshots of every antenna so that all have the same noise power.
+
+    Gains behind the first amplifier differ between chains and scale signal and noise alike; a detector that
+    assumes one noise power for all snapshots would weigh a loud chain more than a quiet one.
+
+    Args:
+        snapshots: complex64, (Lp, antennas * n_groups), antenna by antenna.
+        noise_per_antenna: float64, (antennas,).
+
+    Returns:
+        The snapshots levelled, same shape, and their noise power: the mean over the antennas. A chain that is
+        silent, or nearly so beside the others, is taken for dead and its snapshots are left as they are.
+    """
+    floor = max(_LEAST_NOISE_SHARE * float(np.mean(np.abs(snapshots) ** 2)), _LEAST_NOISE_POWER)
+    mean = max(float(np.mean(noise_per_antenna)), floor)
+    alive = noise_per_antenna > max(_DEAD_SHARE * mean, floor)
+    factors = np.where(alive, np.sqrt(mean / np.where(alive, noise_per_antenna, 1.0)), 1.0)
+    n_groups = snapshots.shape[1] // len(noise_per_antenna)
+    return snapshots * np.repeat(factors, n_groups).astype(np.float32), mean

@@ -16,7 +16,7 @@ import numpy as np
 import scipy.fft
 
 from .frame import COUNTER_BITS, HEADER_BITS, FrameFormat
-from .ofdm import demodulate, modulate
+from .ofdm import demodulate, modulate, rotate
 
 
 @dataclass(frozen=True)
@@ -125,30 +125,56 @@ def beacon(frame_format: FrameFormat, frame_number: int) -> np.ndarray:
     return np.concatenate([sync_sequence(fmt), modulate(grid, fmt.cp_samples)])
 
 
-def read_header(samples: np.ndarray, frame_format: FrameFormat, fraction_samples: float = 0.0) -> Header:
+@dataclass(frozen=True)
+class _Reading:
+    """What reading a header needs, worked out once per frame format."""
+
+    bins: np.ndarray
+    inverse_training: np.ndarray
+    smoother: np.ndarray
+    bit_of_cell: np.ndarray
+    scrambling: np.ndarray
+
+
+@lru_cache(maxsize=16)
+def _reading(fmt: FrameFormat) -> _Reading:
+    bins = fmt.used_subcarriers
+    return _Reading(
+        bins,
+        1 / _training(fmt)[bins],
+        _smoother(fmt).T * np.sqrt(fmt.n_fft / fmt.n_used),
+        *_header_map(fmt),
+    )
+
+
+def read_header(
+    samples: np.ndarray, frame_format: FrameFormat, fraction_samples: float = 0.0, cfo_hz: float = 0.0
+) -> Header:
     """Estimate the channel from the training symbol and read the frame counter.
 
     Args:
-        samples: complex, (antennas, at least beacon_samples), from the frame start on, carrier offset removed.
+        samples: complex, (antennas, at least beacon_samples), from the frame start on.
         frame_format: numerology and slots.
         fraction_samples: true frame start minus the index of the first sample.
+        cfo_hz: carrier offset to remove.
 
     Returns:
         The header; its frame_number is None where the checksum does not fit.
     """
     fmt = frame_format
+    known = _reading(fmt)
     part = samples[:, fmt.training_start : fmt.beacon_samples]
-    cells = demodulate(part, fmt, 1 + fmt.header_symbols, fraction_samples)[:, :, fmt.used_subcarriers]
-    channel = (cells[:, 0] / _training(fmt)[fmt.used_subcarriers]) @ _smoother(fmt).T
-    channel *= np.sqrt(fmt.n_fft / fmt.n_used)
-    weight = np.sum(np.abs(channel) ** 2, axis=0)
-    combined = np.sum(channel.conj()[:, None, :] * cells[:, 1:], axis=0)
-    bit_of_cell, scrambling = _header_map(fmt)
-    soft = np.bincount(bit_of_cell, weights=combined.real.reshape(-1) * scrambling, minlength=HEADER_BITS)
+    if cfo_hz:
+        part = rotate(part, cfo_hz, fmt.sample_rate_hz)
+    cells = demodulate(part, fmt, 1 + fmt.header_symbols, fraction_samples)[:, :, known.bins]
+    channel = (cells[:, 0] * known.inverse_training) @ known.smoother
+    weight = np.sum(channel.real**2 + channel.imag**2, axis=0)
+    combined = np.einsum("au,asu->su", channel.conj(), cells[:, 1:])
+    soft = np.bincount(known.bit_of_cell, combined.real.reshape(-1) * known.scrambling, HEADER_BITS)
     content = np.packbits(soft < 0).tobytes()
     payload, checksum = content[: COUNTER_BITS // 8], content[COUNTER_BITS // 8 :]
     intact = bool(weight.any()) and binascii.crc_hqx(payload, 0).to_bytes(2, "big") == checksum
-    symbols = (combined / np.maximum(weight, np.finfo(float).tiny)).reshape(-1) * scrambling
+    symbols = (combined / np.maximum(weight, np.finfo(float).tiny)).reshape(-1) * known.scrambling
     decided = np.where(symbols.real < 0, -1.0, 1.0)
     error = np.mean(np.abs(symbols - decided) ** 2)
     snr_db = 10 * np.log10(max(1.0 / max(error, 1e-9), 1e-3) / len(samples))

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .access import noise_power, receive_access
+from .access import level_antennas, noise_powers, receive_access
 from .beacon import read_header, sync_sequence
 from .frame import FrameFormat
 from .ofdm import rotate
-from .preamble_detector import Preamble, PreambleDetector
+from .preamble_detector import Preamble, PreambleDetector, refuse_non_finite
+
+# Frames followed without a readable header until every sample is searched again.
+_MOST_UNREAD = 8
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,21 @@ class FrameStart:
 class FrameFinder:
     """Finds beacons on one or many antennas and reads their frame counter.
 
-    A frame whose header fails its checksum takes its number from an earlier frame when it stands at a whole
-    number of frame lengths from it; otherwise it is refused and counted in `refused`.
+    It searches every sample until a header was read, and from then on only where the next frame is due, a prefix
+    length to either side; where no beacon is found there it searches every sample again, from there on. A frame
+    whose header fails its checksum takes its number from an earlier frame when it stands at a whole number of
+    frame lengths from it; otherwise it is refused and counted in `refused`.
 
     Args:
         frame_format: numerology and slots.
         n_antennas: receive antennas.
         max_cfo_hz: largest carrier offset to expect, either sign.
         false_alarms_per_sample: of the beacon's detector in white noise.
+
+    Attributes:
+        delay_samples: by which the stream leaves later than it comes.
+        refused: beacons whose frame number could not be told.
+        searches: times the search of every sample began.
     """
 
     def __init__(
@@ -66,21 +77,27 @@ class FrameFinder:
         self.frame_format = frame_format
         self.n_antennas = n_antennas
         self.max_cfo_hz = max_cfo_hz
-        self._detector = PreambleDetector(
-            sync_sequence(frame_format),
-            sample_rate_hz=frame_format.sample_rate_hz,
-            n_antennas=n_antennas,
-            max_cfo_hz=max_cfo_hz,
-            false_alarms_per_sample=false_alarms_per_sample,
-            min_distance_samples=frame_format.used_samples // 2,
-        )
+        self._slack = frame_format.cp_samples
+        options: dict[str, Any] = {
+            "sample_rate_hz": frame_format.sample_rate_hz,
+            "n_antennas": n_antennas,
+            "max_cfo_hz": max_cfo_hz,
+            "false_alarms_per_sample": false_alarms_per_sample,
+            "min_distance_samples": frame_format.used_samples // 2,
+        }
+        self._detector = PreambleDetector(sync_sequence(frame_format), **options)
+        self._look = PreambleDetector(sync_sequence(frame_format), block_samples=4 * self._slack, **options)
         self.delay_samples = self._detector.latency_samples + frame_format.beacon_samples
         self.refused = 0
+        self.searches = 1
         self._held = np.zeros((n_antennas, self.delay_samples), np.complex64)
         self._filled = self.delay_samples
         self._end = 0
+        self._searched = 0
         self._pending: list[Preamble] = []
         self._last: tuple[int, int] | None = None
+        self._due: int | None = None
+        self._unread = 0
 
     def process(self, samples: np.ndarray | Sequence[np.ndarray]) -> tuple[np.ndarray, list[FrameStart]]:
         """Take the next samples of the stream.
@@ -91,16 +108,20 @@ class FrameFinder:
         Returns:
             The stream delayed by `delay_samples` (zeros first), complex64 (n_antennas, n), and the frames found;
             each frame's start is still ahead of, or inside, the delayed samples returned with it.
+
+        Raises:
+            ValueError: a sample is not finite; nothing was taken then.
         """
         n = len(samples[0])
         self._make_room(n)
         first = self._filled - self.delay_samples
-        for row, values in zip(self._held, samples, strict=True):
-            row[self._filled : self._filled + n] = values
+        fresh = self._held[:, self._filled : self._filled + n]
+        for row, values in zip(fresh, samples, strict=True):
+            row[:] = values
+        refuse_non_finite(fresh, self._end)
         self._filled += n
         self._end += n
-        self._pending += self._detector.process(self._held[:, self._filled - n : self._filled])
-        return self._held[:, first : first + n], self._read_headers(self._held[:, first : self._filled])
+        return self._held[:, first : first + n], self._advance()
 
     def interrupt(self) -> list[FrameStart]:
         """Close the part of the stream processed so far, because samples are missing before the next one.
@@ -110,12 +131,68 @@ class FrameFinder:
         Returns:
             The last frames before the gap.
         """
-        self._pending += self._detector.flush()
-        frames = self._read_headers(self._held[:, self._filled - self.delay_samples : self._filled])
-        self._pending = []
+        frames = []
+        if self._due is None:
+            self._pending += self._detector.flush()
+            read = [self._read(found) for found in self._pending if self._complete(found)]
+            frames = [frame for frame in read if frame is not None]
         self._last = None
-        self._detector.restart(self._end)
+        self._search_from(self._end)
         return frames
+
+    def _advance(self) -> list[FrameStart]:
+        """Search or follow as far as the samples reach. Each step depends on the samples alone, not on the calls."""
+        frames: list[FrameStart] = []
+        while True:
+            if self._due is None:
+                if not self._acquire(frames):
+                    return frames
+            elif self._end < self._due + self._slack + self.frame_format.beacon_samples:
+                return frames
+            else:
+                self._follow(self._due, frames)
+
+    def _acquire(self, frames: list[FrameStart]) -> bool:
+        """Search all samples at hand; true once a header was read, from where on frames are followed."""
+        if self._searched < self._end:
+            self._pending += self._detector.process(self._view(self._searched, self._end))
+            self._searched = self._end
+        while self._pending and self._complete(self._pending[0]):
+            frame = self._read(self._pending.pop(0))
+            if frame is None:
+                continue
+            frames.append(frame)
+            if not frame.counted:
+                # Later beacons that the search has seen already are found again by following, whatever the calls.
+                self._pending = []
+                self._due = frame.start + self.frame_format.frame_samples
+                self._unread = 0
+                return True
+        return False
+
+    def _follow(self, due: int, frames: list[FrameStart]) -> None:
+        """Look for a beacon where it is due; where there is none, search again."""
+        first = due - self._slack
+        self._look.restart(first)
+        found = self._look.process(self._view(first, due + self._slack + self.frame_format.sync_samples))
+        found += self._look.flush()
+        frame = self._read(found[0]) if found and abs(found[0].start - due) < self._slack else None
+        self._unread = self._unread + 1 if frame is None or frame.counted else 0
+        if frame is None or self._unread > _MOST_UNREAD:
+            self._search_from(first)
+        else:
+            frames.append(frame)
+            self._due = frame.start + self.frame_format.frame_samples
+
+    def _search_from(self, index: int) -> None:
+        self._due = None
+        self._pending = []
+        self._detector.restart(index)
+        self._searched = index
+        self.searches += 1
+
+    def _view(self, start: int, end: int) -> np.ndarray:
+        return self._held[:, self._filled - (self._end - start) : self._filled - (self._end - end)]
 
     def _make_room(self, n: int) -> None:
         if self._filled + n <= self._held.shape[1]:
@@ -126,38 +203,33 @@ class FrameFinder:
         held[:, :delay] = self._held[:, self._filled - delay : self._filled]
         self._held, self._filled = held, delay
 
-    def _read_headers(self, held: np.ndarray) -> list[FrameStart]:
+    def _complete(self, found: Preamble) -> bool:
+        return found.start + self.frame_format.beacon_samples <= self._end
+
+    def _read(self, found: Preamble) -> FrameStart | None:
+        """Read the header behind a synchronisation sequence; None, counted in `refused`, without a frame number."""
         fmt = self.frame_format
-        first = self._end - held.shape[1]
-        ready = [p for p in self._pending if p.start + fmt.beacon_samples <= self._end]
-        self._pending = [p for p in self._pending if p.start + fmt.beacon_samples > self._end]
-        frames = []
-        for found in ready:
-            begin = found.start - first
-            part = held[:, begin : begin + fmt.beacon_samples]
-            header = read_header(rotate(part, found.cfo_hz, fmt.sample_rate_hz), fmt, found.fraction)
-            number = header.frame_number
-            counted = number is None
-            if number is None:
-                number = self._count_on(found.start)
-            if number is None:
-                self.refused += 1
-                continue
-            if not counted:
-                self._last = (number, found.start)
-            frames.append(
-                FrameStart(
-                    found.start,
-                    found.fraction,
-                    found.cfo_hz,
-                    found.metric,
-                    found.snr_db,
-                    number,
-                    counted,
-                    header.symbols,
-                )
-            )
-        return frames
+        beacon = self._view(found.start, found.start + fmt.beacon_samples)
+        header = read_header(beacon, fmt, found.fraction, found.cfo_hz)
+        number = header.frame_number
+        counted = number is None
+        if number is None:
+            number = self._count_on(found.start)
+        if number is None:
+            self.refused += 1
+            return None
+        if not counted:
+            self._last = (number, found.start)
+        return FrameStart(
+            found.start,
+            found.fraction,
+            found.cfo_hz,
+            found.metric,
+            found.snr_db,
+            number,
+            counted,
+            header.symbols,
+        )
 
     def _count_on(self, start: int) -> int | None:
         """Frame number at a start that lies whole frame lengths behind the last frame whose header was read."""
@@ -178,17 +250,12 @@ class AccessSlot:
     Attributes:
         frame: the frame it belongs to.
         snapshots: complex64, (Lp, antennas * n_groups).
-        noise_power: estimated noise power per snapshot entry, always positive.
+        noise_power: estimated noise power per snapshot entry, the same on all antennas, always positive.
     """
 
     frame: FrameStart
     snapshots: np.ndarray
     noise_power: float
-
-
-# A converter that rounds faint noise to nothing leaves a silent noise slot; detectors need a positive number.
-_LEAST_NOISE_SHARE = 1e-8
-_LEAST_NOISE_POWER = 1e-20
 
 
 class AccessSlotCutter:
@@ -250,8 +317,8 @@ class AccessSlotCutter:
 
     def _demodulate(self, frame: FrameStart, window: np.ndarray) -> AccessSlot:
         fmt = self.frame_format
-        level = rotate(window, frame.cfo_hz, fmt.sample_rate_hz)
-        snapshots = receive_access(level, fmt, self.length_of(frame.frame_number), frame.fraction)
-        measured = noise_power(level[:, fmt.noise_start - fmt.access_start :], fmt)
-        floor = _LEAST_NOISE_SHARE * float(np.mean(np.abs(snapshots) ** 2))
-        return AccessSlot(frame, snapshots, max(measured, floor, _LEAST_NOISE_POWER))
+        length = self.length_of(frame.frame_number)
+        used = window[:, : fmt.symbols_of_length(length) * fmt.symbol_samples]
+        snapshots = receive_access(rotate(used, frame.cfo_hz, fmt.sample_rate_hz), fmt, length, frame.fraction)
+        per_antenna = noise_powers(window[:, fmt.noise_start - fmt.access_start :], fmt)
+        return AccessSlot(frame, *level_antennas(snapshots, per_antenna))

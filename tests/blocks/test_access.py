@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from semair.blocks.waveforms.access import access_burst, noise_power, receive_access
+from semair.blocks.waveforms.access import access_burst, level_antennas, noise_powers, receive_access
 from semair.blocks.waveforms.frame import FrameFormat
 from semair.models.uad.preambles import qpsk_preambles
 
@@ -134,19 +134,41 @@ def test_preamble_that_does_not_fit_is_refused(length):
 @pytest.mark.parametrize("power", [1e-4, 1.0, 250.0])
 def test_noise_power_estimate(rng, power):
     n = FMT.noise_symbols * FMT.symbol_samples
-    # 8 antennas x 4 symbols x 64 cells: the estimate scatters by 1 / sqrt(2048) = 2.2 %; bound at five sigma.
-    estimate = noise_power(noise(rng, (8, n), power), FMT)
-    assert estimate == pytest.approx(power, rel=0.11)
+    # 4 symbols x 96 cells: each estimate scatters by 1 / sqrt(384) = 5.1 %; bound at five sigma.
+    estimate = noise_powers(noise(rng, (8, n), power), FMT)
+    assert estimate == pytest.approx(np.full(8, power), rel=0.255)
 
 
-def test_noise_power_is_the_mean_over_access_cells_and_sees_no_others(rng):
+def test_noise_power_is_the_mean_over_used_cells_and_sees_no_others(rng):
     n = np.arange(FMT.symbol_samples * FMT.noise_symbols)
     samples = noise(rng, (2, len(n)), 1.0)
     loud = samples + 100 * np.exp(2j * np.pi * 60 / 128 * n)
     assert 60 not in FMT.used_subcarriers
     # The prefix is no whole number of periods of the tone, but each window holds 60 whole ones.
-    assert noise_power(loud, FMT) == pytest.approx(noise_power(samples, FMT), rel=1e-3)
+    assert noise_powers(loud, FMT) == pytest.approx(noise_powers(samples, FMT), rel=1e-3)
 
 
 def test_noise_estimate_of_silence_is_zero():
-    assert noise_power(np.zeros((2, 1000), np.complex64), FMT) == 0.0
+    assert noise_powers(np.zeros((2, 1000), np.complex64), FMT).tolist() == [0.0, 0.0]
+
+
+def test_levelled_antennas_have_equal_noise_and_keep_their_signal_to_noise_ratio(rng):
+    clean = noise(rng, (10, 3 * 4), 1.0)
+    gains = np.array([0.5, 1.0, 3.0])
+    powers = gains**2 * 0.2
+    levelled, power = level_antennas((clean * np.repeat(gains, 4)).astype(np.complex64), powers)
+    assert power == pytest.approx(powers.mean())
+    np.testing.assert_allclose(levelled, clean * np.sqrt(power / 0.2), rtol=1e-5)
+
+
+def test_dead_antenna_is_left_alone(rng):
+    snapshots = noise(rng, (10, 8), 1.0)
+    snapshots[:, 4:] = 0
+    levelled, power = level_antennas(snapshots, np.array([0.2, 0.0]))
+    assert power == pytest.approx(0.1)
+    np.testing.assert_allclose(levelled[:, :4], snapshots[:, :4] * np.sqrt(0.5), rtol=1e-5)
+    assert not levelled[:, 4:].any()
+
+
+def test_silence_has_a_positive_noise_power():
+    assert level_antennas(np.zeros((10, 8), np.complex64), np.zeros(2))[1] > 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from semair.blocks.waveforms.access import access_burst, noise_power, receive_access
+from semair.blocks.waveforms.access import access_burst, level_antennas, noise_powers, receive_access
 from semair.blocks.waveforms.beacon import beacon
 from semair.blocks.waveforms.frame import FrameFormat
 from semair.blocks.waveforms.frame_sync import AccessSlotCutter, FrameFinder, FrameStart
@@ -181,13 +181,49 @@ def test_damaged_header_without_predecessor_is_refused_and_counted():
 
 
 def test_beacon_off_the_grid_with_damaged_header_is_not_counted_on(rng):
-    x = stream(seed=2, n_frames=2)
-    stray = 500 + FMT.frame_samples + 900
+    x = stream(seed=2, n_frames=3)
+    missing = 500 + FMT.frame_samples
+    x[:, missing : missing + FMT.beacon_samples] = gaussian(rng, (N_ANTENNAS, FMT.beacon_samples), 0.01)
+    stray = missing + 700
     x[:, stray : stray + FMT.sync_samples] += 3 * beacon(FMT, 0)[: FMT.sync_samples]
     finder = FrameFinder(FMT, N_ANTENNAS, MAX_CFO_HZ)
     _, frames = find([x], finder)
-    assert [f.frame_number for f in frames] == [100, 101]
+    assert [f.frame_number for f in frames] == [100, 102]
     assert finder.refused == 1
+
+
+def test_frames_are_followed_without_searching_every_sample(seven_frames):
+    finder = FrameFinder(FMT, N_ANTENNAS, MAX_CFO_HZ)
+    _, frames = find([seven_frames], finder)
+    assert len(frames) == 7
+    # The first search found frame 100; the second began where frame 107 was due and did not come.
+    assert finder.searches == 2
+
+
+@pytest.mark.parametrize("cut_off", [0, 431])
+def test_transmitter_that_starts_anew_is_found_again(cut_off):
+    """The second start comes 20 samples late, or with the head of its first beacon missing."""
+    before, after = stream(seed=4, n_frames=3), stream(seed=5, n_frames=3, number=7)
+    cut = 500 + 3 * FMT.frame_samples
+    x = np.concatenate([before[:, :cut], after[:, 480 + cut_off :]], axis=1)
+    _, frames = find([x])
+    assert [f.frame_number for f in frames][:3] == [100, 101, 102]
+    whole = range(3) if cut_off == 0 else range(1, 3)
+    expected = [(7 + k, cut + 20 - cut_off + k * FMT.frame_samples) for k in whole]
+    assert [(f.frame_number, round(f.start + f.fraction)) for f in frames[3:]] == expected
+
+
+def test_following_ends_where_no_header_can_be_read_any_more(rng):
+    x = stream(seed=6, n_frames=12)
+    for k in range(1, 12):
+        start = 500 + k * FMT.frame_samples
+        damaged = slice(start + FMT.training_start, start + FMT.beacon_samples)
+        x[:, damaged] = gaussian(rng, (N_ANTENNAS, FMT.beacon_samples - FMT.training_start), 1.0)
+    finder = FrameFinder(FMT, N_ANTENNAS, MAX_CFO_HZ)
+    _, frames = find([x], finder)
+    assert [f.frame_number for f in frames] == list(range(100, 112))
+    assert [f.counted for f in frames] == [False] + [True] * 11
+    assert finder.searches == 2
 
 
 def test_numbers_go_up_to_32_bits():
@@ -237,9 +273,10 @@ def test_slots_do_not_depend_on_the_cuts_and_equal_a_direct_cut(seven_frames, cu
         level = seven_frames[:, first : first + span] * np.exp(-2j * np.pi * 900 / FMT.sample_rate_hz * t).astype(
             np.complex64
         )
-        np.testing.assert_array_equal(slot.snapshots, receive_access(level, FMT, length))
-        silent = level[:, FMT.noise_start - FMT.access_start :]
-        assert slot.noise_power == noise_power(silent, FMT)
+        silent = seven_frames[:, first + FMT.noise_start - FMT.access_start : first + span]
+        expected, noise = level_antennas(receive_access(level, FMT, length), noise_powers(silent, FMT))
+        np.testing.assert_array_equal(slot.snapshots, expected)
+        assert slot.noise_power == noise
         assert cutter.length_of(100 + k) == length == len(slot.snapshots)
 
 
