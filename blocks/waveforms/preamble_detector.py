@@ -35,6 +35,8 @@ import scipy.stats
 from numba import njit
 
 # Terms may be reordered and fused, but not-a-number and infinity keep their meaning.
+# Such functions, and those that hold them and are called by compiled code, are inlined by force: of a callee there
+# would be two copies, optimised differently, and which one runs would depend on what came from the cache.
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 _HYPOTHESIS_SPACING_TURNS = 0.5
@@ -345,7 +347,7 @@ def _inner(a_re, a_im, b):
     return complex(re, im)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, forceinline=True, error_model="numpy")
 def _exact_metric(x, conj_reference, segment, phasors, reference_energy, re, im, sums, metrics):
     """T at one start and the index of its hypothesis; x: complex64, (antennas, L)."""
     metrics[:] = 0.0
@@ -386,7 +388,7 @@ def _offset_power(sums, weights, segment, turns):
     return power
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, forceinline=True, error_model="numpy")
 def _find_offset(x, conj_reference, weights, turns, step, half_width):
     """Offset, in turns per sample, of the largest weighted power of the correlations near `turns`.
 
@@ -432,7 +434,7 @@ def _phasors(turns, n):
     return out
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, forceinline=True, error_model="numpy")
 def _evenness(x, reference, edges, part_energies, turns):
     """Compare the gain of the whole reference with separate gains of its parts, which have equal energy.
 
@@ -602,7 +604,7 @@ def _pick(starts, metrics, known_until, distance, sidelobe):
     return state
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, nogil=True, forceinline=True, error_model="numpy")
 def _weighted_power(level_re, level_im, reference, weights):
     """Sum over antennas of the weighted power of the correlation, over the energy of the reference."""
     power = 0.0
