@@ -13,13 +13,13 @@ import numpy as np
 from ..blocks.runtime import Failsafe
 from ..blocks.waveforms.air import Air
 from ..errors import ScenarioError
+from . import random_access
 from .random_access import first_failure
 from .run import make_radio, requested_settings
 from .runfolder import RunFolder, provenance
 from .scenario import Scenario, load_scenario, scenario_dict
 
 _POLL_S = 0.1
-_CHUNK_SAMPLES = 16384
 
 
 def make_air(scenario: Scenario) -> Air:
@@ -49,9 +49,7 @@ def tail_samples(scenario: Scenario, air: Air | None = None) -> int:
         scenario: numerology.
         air: the channel on the way, whose delay is added; None without.
     """
-    delay_samples = int(air.truth.receive_index(0)) + 1 if air is not None else 0
-    # The synchroniser works on whole chunks, and the blocks behind it hold back what does not fill one.
-    return delay_samples + 3 * scenario.frame.frame_samples + 6 * _CHUNK_SAMPLES
+    return random_access.tail_samples(scenario, None if air is None else air.truth)
 
 
 def scenario_of_run(folder: str | Path, otherwise: str = "lab") -> Scenario:

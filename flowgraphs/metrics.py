@@ -97,7 +97,7 @@ def synchronisation(rows: np.ndarray, sent: np.ndarray, source: RunFolder, scena
         return {"beacon_snr_db": spread(rows["snr_db"])}
     timing = rows["sample_time"] + rows["fraction"] - sent["arrival"]
     cfo = rows["cfo_hz"] - truth["cfo_hz"]
-    true_noise = noise_power_behind_chains(truth) or float("inf")
+    true_noise = noise_power_behind_chains(truth)
     return {
         "timing_error_samples": spread(timing),
         "cfo_error_hz": spread(cfo),
@@ -107,18 +107,13 @@ def synchronisation(rows: np.ndarray, sent: np.ndarray, source: RunFolder, scena
     }
 
 
-def noise_power_behind_chains(truth: dict[str, Any]) -> float | None:
+def noise_power_behind_chains(truth: dict[str, Any]) -> float:
     """Noise power per complex sample behind the receive chains, on average over antennas.
 
     Args:
         truth: what an emulated radio knows about itself.
-
-    Returns:
-        The power, or None where the radio does not know it.
     """
-    if "noise_power" not in truth:
-        return None
-    chains = np.mean(10 ** (np.asarray(truth.get("chain_gain_db", [0.0])) / 10))
+    chains = np.mean(10 ** (np.asarray(truth["chain_gain_db"]) / 10))
     return float(truth["noise_power"] * truth["gain"] ** 2 * chains)
 
 

@@ -13,9 +13,13 @@ from ..blocks.message_collector import MessageCollector, Receiver
 from ..blocks.runtime import Failsafe, gr
 from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.user_transmitter import UserTransmitter
+from ..blocks.waveforms.air import Truth
 from ..hardware.radio import Radio
 from ..models.uad.detectors.base import Detector
 from .scenario import Scenario
+
+# What the blocks of the receiver hold back because it does not fill their chunks, and some more.
+_HELD_BACK_SAMPLES = 6 * 16384
 
 
 class RandomAccess(gr.top_block):
@@ -110,6 +114,17 @@ class RandomAccess(gr.top_block):
     def failure(self) -> BaseException | None:
         """The first error that a block met, or None."""
         return first_failure(self.nodes)
+
+
+def tail_samples(scenario: Scenario, truth: Truth | None = None) -> int:
+    """Silence after the last frame that lets channel and receiver finish it, in samples.
+
+    Args:
+        scenario: numerology.
+        truth: of the emulated air on the way, whose delay is added; None without.
+    """
+    delay_samples = 0 if truth is None else int(truth.receive_index(0)) + 1
+    return delay_samples + 3 * scenario.frame.frame_samples + _HELD_BACK_SAMPLES
 
 
 def first_failure(nodes: Sequence[Any]) -> BaseException | None:

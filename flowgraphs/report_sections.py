@@ -408,8 +408,8 @@ def synchronisation_section(run: Run) -> dict[str, Any]:
                 )
             )
     ratio_db = None
-    true_noise = noise_power_behind_chains(run.radio_truth)
-    if true_noise:
+    if run.radio_truth:
+        true_noise = noise_power_behind_chains(run.radio_truth)
         ratio_db = 10 * np.log10(np.maximum(decisions["noise_power"] / true_noise, 1e-12))
     figures.append(
         _figure(

@@ -23,7 +23,7 @@ from ..models.uad import detectors
 from ..models.uad.detectors.base import Detector
 from .execute import execute
 from .metrics import run_metrics
-from .random_access import RandomAccess
+from .random_access import RandomAccess, tail_samples
 from .rowlog import RowLog
 from .runfolder import (
     DECISION_FIELDS,
@@ -113,7 +113,7 @@ def make_link(scenario: Scenario) -> Link:
         scenario.frame,
         n_rx=scenario.radio.n_antennas,
         n_users=scenario.users.n_users,
-        tail_samples=_tail(scenario, 0),
+        tail_samples=tail_samples(scenario),
         channel=scenario.channel,
         beacon_channel=scenario.beacon_channel,
         impairments=scenario.impairments,
@@ -283,7 +283,7 @@ def run_random_access(
             radio,
             detector if receive else None,
             n_frames=n_frames,
-            tail_samples=_tail(scenario, int(truth.receive_index(0)) + 1 if truth else 0),
+            tail_samples=tail_samples(scenario, truth),
             rx_sink=sinks[0],
             tx_sink=sinks[1],
             receivers={
@@ -435,11 +435,6 @@ def compare_decisions(live: np.ndarray, replayed: np.ndarray) -> tuple[int, int,
 
 def _unknown_arrival(transmit_sample: float, user: int | None = None) -> float:
     return float("nan")
-
-
-def _tail(scenario: Scenario, delay_samples: int) -> int:
-    """Silence that lets the receiver finish the last frame, whole output chunks of its blocks included."""
-    return delay_samples + 3 * scenario.frame.frame_samples + 6 * 16384
 
 
 def _collection_name(scenario: Scenario) -> str:

@@ -449,7 +449,6 @@ def test_true_noise_counts_the_gains_of_the_chains(plain):
     folder, _ = plain
     truth = {"noise_power": 2.0, "gain": 0.5, "chain_gain_db": [0.0, 10 * np.log10(3)]}
     assert noise_power_behind_chains(truth) == pytest.approx(2.0 * 0.25 * (1 + 3) / 2)
-    assert noise_power_behind_chains({}) is None
     metrics = json.loads((folder / "metrics.json").read_text())
     # 24 slots of 4 symbols x 64 cells x 2 antennas of exponential power: the mean's standard deviation is
     # 1/sqrt(12288) = 0.9 %; five of these, and 1 % for quantisation and the leakage of the beacon's images.
