@@ -330,7 +330,8 @@ def replay_run(
 
     Args:
         folder: of the run.
-        detector: another detector than the run's; None: the same, whose decisions must come out bit for bit.
+        detector: another detector than the run's. None, or the run's own without options: the same, with the
+            options it had, whose decisions must come out bit for bit.
         options: of that detector.
         on_progress: called about twenty times a second.
         until_frames: stop after so many decisions; None: the whole recording.
@@ -346,9 +347,11 @@ def replay_run(
     if not live_folder.path.is_dir():
         raise RecordingError(f"{folder} is not a folder; give the folder of a run")
     scenario = live_folder.scenario()
-    engine = make_detector(scenario, detector, options)
+    if options and detector is None:
+        raise ScenarioError(f"options {', '.join(options)} are given without a detector; name theirs with --detector")
     live_name = str(live_folder.read_json(live_folder.run_json)["detector"])
     same = detector is None or (detector == live_name and not options)
+    engine = make_detector(scenario) if same else make_detector(scenario, detector, options)
     radio = ReplayRadio.open(str(live_folder.recording), make_link(scenario))
     actual = radio.configure(requested_settings(scenario))
     replay_folder = live_folder.replay("same" if same else engine.name)
@@ -364,7 +367,7 @@ def replay_run(
             **provenance(),
             "scenario": scenario_dict(scenario),
             "detector": engine.name,
-            "options": options or {},
+            "options": scenario.detector.options if same else options or {},
             "radio": {"kind": radio.kind, "actual": actual.as_dict(), "facts": radio.facts()},
         },
     )

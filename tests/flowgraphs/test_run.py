@@ -113,6 +113,25 @@ def test_another_detector_decides_on_the_same_air(live):
     assert again.folder.path == result.folder.path
 
 
+def test_the_runs_own_detector_by_name_keeps_the_options_it_ran_with(tmp_path):
+    live = run(tmp_path / "run", "detector.options={threshold=0.9}", n_frames=9)
+    named = replay_run(live.folder.path, detector="cd")
+    assert (named.detector, named.live, named.equal) == ("cd", 9, 9)
+    assert named.folder.path == replay_run(live.folder.path).folder.path
+    assert json.loads(named.folder.run_json.read_text())["options"] == {"threshold": 0.9}
+    # With options of its own it is another detector.
+    other = replay_run(live.folder.path, detector="cd", options={"threshold": 0.1})
+    assert other.equal is None
+    rows, live_rows = (f.rows(f.decisions) for f in (other.folder, live.folder))
+    assert rows["scores"].tobytes() == live_rows["scores"].tobytes()
+    assert unpack_users(rows["active"], 20).sum() > unpack_users(live_rows["active"], 20).sum()
+
+
+def test_options_without_a_detector_are_refused(live):
+    with pytest.raises(ScenarioError, match=r"options threshold are given without a detector"):
+        replay_run(live.folder.path, options={"threshold": 0.1})
+
+
 def test_unknown_detector_names_the_known_ones(live):
     with pytest.raises(ScenarioError, match=r"'magic' is unknown.*cd.*somp"):
         replay_run(live.folder.path, detector="magic")
