@@ -16,7 +16,7 @@ class SigmfSource(Failsafe, gr.sync_block):
 
     Tags written on all ports: `rx_time`, `rx_rate`, `rx_freq` at the start of every capture segment, with the
     recorded device time where there is one and else the recorded sample count as time; so a gap looks as it did
-    live. Nothing is filled into gaps. After the recording follow `tail_samples` zeros behind a tag `rx_end`, so
+    live. A segment that does not say its frequency has the recording's. Nothing is filled into gaps. After the recording follow `tail_samples` zeros behind a tag `rx_end`, so
     that receivers finish the last frame but never take the zeros for signal.
 
     Args:
@@ -33,6 +33,11 @@ class SigmfSource(Failsafe, gr.sync_block):
         self._position = 0
         self._rate = recording.sample_rate_hz or 1.0
         self._starts = _start_ticks(recording.segments, self._rate)
+        otherwise = recording.frequency_hz or 0.0
+        self._frequencies_hz = {
+            segment.sample_start: otherwise if segment.frequency_hz is None else segment.frequency_hz
+            for segment in recording.segments
+        }
 
     @property
     def end_time_samples(self) -> int:
@@ -54,10 +59,9 @@ class SigmfSource(Failsafe, gr.sync_block):
                 output[:recorded] = values
         for output in output_items:
             output[recorded:n] = 0
-        frequency = self.recording.frequency_hz or 0.0
         for start, ticks in self._starts.items():
             if self._position <= start < end and start < length:
-                time_tags(self, len(output_items), start, ticks, self._rate, frequency)
+                time_tags(self, len(output_items), start, ticks, self._rate, self._frequencies_hz[start])
         if self._position <= length < end:
             for port in range(len(output_items)):
                 self.add_item_tag(port, length, RX_END, pmt.PMT_T)

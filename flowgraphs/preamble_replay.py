@@ -68,7 +68,11 @@ def find_preambles(
     if rate is None:
         raise RecordingError(f"{path}: core:sample_rate is missing; give it with --rate")
     if sample_rate_hz is not None and rate != sample_rate_hz:
-        raise RecordingError(f"{path}: core:sample_rate is {rate:g}, but --rate says {sample_rate_hz:g}; leave it out")
+        raise RecordingError(
+            f"{path}: core:sample_rate is {rate:.10g}, but --rate says {sample_rate_hz:.10g}; leave it out"
+        )
+    # The source tells times in seconds and the search counts samples: both by the same rate, or no segment joins.
+    recording.sample_rate_hz = rate
     if recording.n_samples < len(reference):
         raise RecordingError(
             f"{path} holds {recording.n_samples} samples, the reference {len(reference)}: it cannot occur"

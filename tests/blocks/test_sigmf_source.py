@@ -149,6 +149,30 @@ def test_segment_without_device_time_runs_on_from_the_one_before(run_graph, tmp_
     assert tb.times() == [(0, 4_000_000), (40, 4_000_055)]
 
 
+@pytest.mark.parametrize(
+    ("recorded", "told"),
+    [
+        ([1e9, 2.4e9, None], [1e9, 2.4e9, 1e9]),
+        ([None, 2.4e9, 0.0], [0.0, 2.4e9, 0.0]),
+        ([None, None, None], [0.0, 0.0, 0.0]),
+    ],
+)
+def test_every_segment_tells_its_own_frequency(run_graph, tmp_path, recorded, told):
+    recording = write(tmp_path, signal(2, 100), [(40, 15), (70, 1)])
+
+    def retune(meta):
+        for capture, frequency_hz in zip(meta["captures"], recorded, strict=True):
+            capture.pop("core:frequency", None)
+            if frequency_hz is not None:
+                capture["core:frequency"] = frequency_hz
+
+    tb = Flowgraph(edited(recording, retune))
+    run_graph(tb, (tb.source,))
+    for port in (0, 1):
+        tags = [(at, value) for at, key, value in tb.tags(port) if key == "rx_freq"]
+        assert tags == list(zip([0, 40, 70], told, strict=True))
+
+
 def test_recording_cut_while_it_is_played_reaches_the_user(run_graph, tmp_path):
     recording = write(tmp_path, signal(1, 200_000))
     tb = Flowgraph(recording)

@@ -1,0 +1,234 @@
+"""Known sequences are found through GNU Radio in recordings of others, at their place in the file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sigmf
+
+pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
+
+from semair.blocks.waveforms.references import named_reference
+from semair.captures.reader import Recording
+from semair.errors import RadioError, RecordingError, ScenarioError
+from semair.flowgraphs.preamble_replay import compare_with_annotations, find_preambles
+
+RATE_HZ = 20e6
+REFERENCE = named_reference("l-ltf")
+PLACES = [0, 1000, 8192 - 80, 20_000, 29_840]  # The third lies across two chunks, the last ends with the recording.
+AMPLITUDE, SNR_DB, CFO_HZ = 0.1, 15.0, -23e3
+
+
+def air(n_channels: int, n: int = 30_000, places: Sequence[int] = PLACES) -> np.ndarray:
+    """The reference at known places with a carrier offset, another phase on every antenna, in noise."""
+    rng = np.random.default_rng(8)
+    scale = AMPLITUDE * 10 ** (-SNR_DB / 20) / np.sqrt(2)
+    x = scale * (rng.standard_normal((n_channels, n)) + 1j * rng.standard_normal((n_channels, n)))
+    turned = REFERENCE * np.exp(2j * np.pi * CFO_HZ / RATE_HZ * np.arange(len(REFERENCE)))
+    for place in places:
+        x[:, place : place + len(turned)] += AMPLITUDE * np.exp(2j * np.pi * rng.random((n_channels, 1))) * turned
+    return x.astype(np.complex64)
+
+
+def foreign(
+    folder: Path,
+    x: np.ndarray,
+    datatype: str = "cf32_le",
+    rate_hz: float | None = RATE_HZ,
+    captures: Sequence[dict[str, Any]] = ({"core:sample_start": 0},),
+    marks: Sequence[int] = (),
+) -> Path:
+    """A recording as the reference implementation of SigMF writes it."""
+    raw: np.ndarray = np.ascontiguousarray(x.T)
+    if datatype == "ci16_le":
+        raw = np.round(32767 * raw.view(np.float32)).astype("<i2")
+    data = folder / "other.sigmf-data"
+    raw.tofile(data)
+    head = {"core:datatype": datatype, "core:num_channels": len(x)}
+    if rate_hz is not None:
+        head["core:sample_rate"] = rate_hz
+    writer = sigmf.SigMFFile(data_file=str(data), global_info=head)
+    for capture in captures:
+        rest = {key: value for key, value in capture.items() if key != "core:sample_start"}
+        writer.add_capture(capture["core:sample_start"], metadata=rest)
+    for mark in marks:
+        writer.add_annotation(mark, len(REFERENCE), metadata={"core:label": "preamble"})
+    writer.tofile(str(folder / "other.sigmf-meta"), overwrite=True)
+    return folder / "other.sigmf-meta"
+
+
+def starts(found: Sequence[dict[str, Any]]) -> list[int]:
+    return [fields["start"] for fields in found]
+
+
+@pytest.mark.parametrize("datatype", ["ci16_le", "cf32_le"])
+@pytest.mark.parametrize("n_channels", [1, 3])
+def test_preambles_are_found_where_they_are(tmp_path, datatype, n_channels):
+    told: list[float] = []
+    path = foreign(tmp_path, air(n_channels), datatype)
+    recording, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, on_progress=told.append)
+    assert (recording.n_channels, recording.datatype) == (n_channels, datatype)
+    assert starts(found) == PLACES
+    # Cramer-Rao bound of a tone's frequency over 160 samples of 15 dB on one antenna: 1.2 kHz. Five of these.
+    bound_hz = RATE_HZ / (2 * np.pi) * np.sqrt(6 / (10 ** (SNR_DB / 10) * len(REFERENCE) ** 3))
+    for fields in found:
+        assert fields["cfo_hz"] == pytest.approx(CFO_HZ, abs=5 * bound_hz)
+        assert abs(fields["fraction"]) < 0.5
+        assert 0.9 < fields["metric"] <= 1
+        # The noise is estimated from 160 samples: 0.34 dB on one antenna. Five of these.
+        assert fields["snr_db"] == pytest.approx(SNR_DB, abs=1.7)
+        assert fields["gain_db"] == pytest.approx([20 * np.log10(AMPLITUDE)] * n_channels, abs=0.5)
+    assert told == sorted(told)
+    assert all(0 <= share <= 1 for share in told)
+
+
+def test_other_antennas_find_what_one_does_not_hear(tmp_path):
+    x = air(3)
+    x[0] = air(1, places=[])
+    _, alone = find_preambles(foreign(tmp_path, x[:1]), REFERENCE, max_cfo_hz=40e3)
+    _, together = find_preambles(foreign(tmp_path, x), REFERENCE, max_cfo_hz=40e3)
+    assert (starts(alone), starts(together)) == ([], PLACES)
+    for fields in together:
+        assert fields["gain_db"][0] < -30 < -21 < min(fields["gain_db"][1:])
+
+
+def test_found_preambles_are_held_against_annotations(tmp_path):
+    # Marks begin 20 samples before; one is 3 samples off, and the last preamble is not marked.
+    marks = [PLACES[1] - 20, PLACES[2] - 20, PLACES[3] - 20 + 3]
+    recording, found = find_preambles(foreign(tmp_path, air(1), marks=marks), REFERENCE, max_cfo_hz=40e3)
+    counts = compare_with_annotations(recording, found, offset=20, tolerance=2)
+    assert counts == {"annotated": 3, "matched": 2, "missed": 1, "extra": 3}
+    counts = compare_with_annotations(recording, found, offset=20, tolerance=3)
+    assert counts == {"annotated": 3, "matched": 3, "missed": 0, "extra": 2}
+    nothing = compare_with_annotations(recording, [], offset=20, tolerance=3)
+    assert nothing == {"annotated": 3, "matched": 0, "missed": 3, "extra": 0}
+
+
+def test_without_annotations_all_found_are_extra(tmp_path):
+    recording, found = find_preambles(foreign(tmp_path, air(1)), REFERENCE, max_cfo_hz=40e3)
+    assert compare_with_annotations(recording, found, 0, 2) == {
+        "annotated": 0, "matched": 0, "missed": 0, "extra": len(PLACES),
+    }  # fmt: skip
+
+
+def test_across_a_gap_nothing_is_put_together(tmp_path):
+    # Samples were lost in the middle of the fourth preamble. Its halves would make a whole one.
+    gap = PLACES[3] + 80
+    captures = [
+        {"core:sample_start": 0, "core:global_index": 500},
+        {"core:sample_start": gap, "core:global_index": 500 + gap + 12_345},
+    ]
+    path = foreign(tmp_path, air(1), captures=captures)
+    _, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, threshold=0.6)
+    # The places are those in the file, behind the gap too.
+    assert starts(found) == [place for place in PLACES if place != PLACES[3]]
+
+
+@pytest.mark.parametrize("rate_hz", [RATE_HZ, None])
+def test_segments_that_follow_each_other_are_no_gap(tmp_path, rate_hz):
+    # The receiver's frequency changed in the middle of the fourth preamble, but no sample is missing.
+    captures = [
+        {"core:sample_start": 0, "core:frequency": 2.412e9},
+        {"core:sample_start": PLACES[3] + 80, "core:frequency": 2.417e9},
+    ]
+    path = foreign(tmp_path, air(2), rate_hz=rate_hz, captures=captures)
+    recording, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, sample_rate_hz=RATE_HZ)
+    assert len(recording.segments) == 2
+    assert recording.sample_rate_hz == RATE_HZ
+    assert starts(found) == PLACES
+
+
+def test_recording_without_rate_is_searched_at_the_one_given(tmp_path):
+    path = foreign(tmp_path, air(1), rate_hz=None)
+    with pytest.raises(RecordingError, match=r"core:sample_rate is missing; give it with --rate"):
+        find_preambles(path, REFERENCE, max_cfo_hz=40e3)
+    _, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, sample_rate_hz=RATE_HZ)
+    assert starts(found) == PLACES
+    # At half the rate everything takes twice as long and turns half as fast.
+    _, slower = find_preambles(path, REFERENCE, max_cfo_hz=20e3, sample_rate_hz=RATE_HZ / 2)
+    assert starts(slower) == PLACES
+    assert [f["cfo_hz"] for f in slower] == pytest.approx([f["cfo_hz"] / 2 for f in found])
+
+
+def test_rate_that_differs_from_the_recorded_one_is_refused(tmp_path):
+    path = foreign(tmp_path, air(1))
+    with pytest.raises(RecordingError, match=r"core:sample_rate is 20000000, but --rate says 20000001; leave it out"):
+        find_preambles(path, REFERENCE, sample_rate_hz=20_000_001)
+
+
+@pytest.mark.parametrize("n", [1, 159])
+def test_recording_shorter_than_the_reference_is_told(tmp_path, n):
+    with pytest.raises(RecordingError, match=rf"holds {n} samples, the reference 160: it cannot occur"):
+        find_preambles(foreign(tmp_path, air(1)[:, :n]), REFERENCE)
+
+
+@pytest.mark.parametrize("n", [160, 8192, 8193])
+def test_recordings_of_any_length_are_searched_to_their_end(tmp_path, n):
+    path = foreign(tmp_path, air(1, n, [n - 160]))
+    assert starts(find_preambles(path, REFERENCE, max_cfo_hz=40e3)[1]) == [n - 160]
+
+
+def test_nothing_is_found_in_noise(tmp_path):
+    # 30 000 samples at the default of 1e-9 false alarms per sample.
+    assert find_preambles(foreign(tmp_path, air(3, places=[])), REFERENCE, max_cfo_hz=40e3)[1] == []
+
+
+def test_sample_that_is_no_number_ends_the_search_with_its_place(tmp_path):
+    x = air(2)
+    x[1, 9000] = np.nan
+    with pytest.raises(RadioError, match=r"antenna 1 at sample 9000"):
+        find_preambles(foreign(tmp_path, x), REFERENCE)
+
+
+@pytest.mark.parametrize(
+    "options", [{"max_cfo_hz": 11e6}, {"max_cfo_hz": -1.0}, {"threshold": 1.5}, {"false_alarms_per_sample": 0.0}]
+)
+def test_search_that_cannot_be_set_up_says_why(tmp_path, options):
+    with pytest.raises(ScenarioError, match=rf"cannot be set up: .*{next(iter(options))}"):
+        find_preambles(foreign(tmp_path, air(1, 1000, [])), REFERENCE, **options)
+
+
+WIFI = ["dot11n_6.5mbps", "dot11n_19.5mbps", "dot11n_26mbps", "dot11n_65mbps"]
+
+
+def repeats_after_64_samples(recording: Recording, start: int) -> bool:
+    """Whether two equal symbols of 64 stand at the end of the field found, not periodic in 16: long training."""
+    window = recording.read(start + 32, 128)[0]
+
+    def likeness(lag: int) -> float:
+        a, b = window[lag:], window[:-lag]
+        return abs(np.vdot(b, a)) / np.sqrt(np.vdot(a, a).real * np.vdot(b, b).real)
+
+    return likeness(64) > 0.5 > likeness(16)
+
+
+def test_wifi_preambles_over_the_air(shared_data):
+    annotated = matched = false = 0
+    for name in WIFI:
+        path = shared_data / "iq/openofdm_wifi/sigmf" / f"{name}.sigmf-meta"
+        # Half of the field alone, as in the high-throughput long training field, has a metric of 1/4 where the
+        # signal is clean; the weakest annotated preamble has 0.23.
+        recording, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, threshold=0.22)
+        counts = compare_with_annotations(recording, found, offset=160, tolerance=2)
+        annotated += counts["annotated"]
+        matched += counts["matched"]
+        false += sum(not repeats_after_64_samples(recording, start) for start in starts(found))
+    assert annotated == 113
+    assert matched >= 0.98 * annotated
+    # The annotations leave out some packets: what is found beside them must be long training all the same.
+    assert false <= 0.02 * annotated
+
+
+def test_both_users_of_the_renew_frame(shared_data):
+    path = shared_data / "mimo/renew_powder/sigmf/rx_mimo_data_08_02.sigmf-meta"
+    recording, found = find_preambles(path, REFERENCE, max_cfo_hz=2e3)
+    assert recording.n_channels == 8
+    assert starts(found) == [73, 233]
+    # The annotations hold within 3 samples.
+    assert compare_with_annotations(recording, found, 0, 3) == {
+        "annotated": 2, "matched": 2, "missed": 0, "extra": 0,
+    }  # fmt: skip
