@@ -16,8 +16,9 @@ class SigmfSource(Failsafe, gr.sync_block):
 
     Tags written on all ports: `rx_time`, `rx_rate`, `rx_freq` at the start of every capture segment, with the
     recorded device time where there is one and else the recorded sample count as time; so a gap looks as it did
-    live. A segment that does not say its frequency has the recording's. Nothing is filled into gaps. After the recording follow `tail_samples` zeros behind a tag `rx_end`, so
-    that receivers finish the last frame but never take the zeros for signal.
+    live. A segment that does not say its frequency has the recording's. Nothing is filled into gaps. After the
+    recording follow `tail_samples` zeros behind a tag `rx_end`, so that receivers finish the last frame but never
+    take the zeros for signal.
 
     Args:
         recording: the opened recording.

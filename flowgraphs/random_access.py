@@ -13,8 +13,7 @@ from ..blocks.message_collector import MessageCollector, Receiver
 from ..blocks.runtime import Failsafe, gr
 from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.user_transmitter import UserTransmitter
-from ..blocks.waveforms.air import Truth
-from ..hardware.radio import Radio
+from ..hardware.radio import Radio, Truth
 from ..models.uad.detectors.base import Detector
 from .scenario import Scenario
 
@@ -121,7 +120,7 @@ def tail_samples(scenario: Scenario, truth: Truth | None = None) -> int:
 
     Args:
         scenario: numerology.
-        truth: of the emulated air on the way, whose delay is added; None without.
+        truth: of a simulated radio, whose delay is added; None without.
     """
     delay_samples = 0 if truth is None else int(truth.receive_index(0)) + 1
     return delay_samples + 3 * scenario.frame.frame_samples + _HELD_BACK_SAMPLES
