@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .messages import fields_of, pack
+from .messages import extended, field, pack
 from .runtime import FRAME, RX_END, RX_TIME, Failsafe, gr, guarded, input_tags, pmt, time_ticks
 from .waveforms.frame import FrameFormat
 from .waveforms.frame_sync import AccessSlot, AccessSlotCutter, FrameStart
@@ -49,7 +49,7 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
         self.dropped = 0
         self._time_known = False
         self._clock = (0, 0)
-        self._details: dict[int, dict[str, Any]] = {}
+        self._details: dict[int, Any] = {}
         self._ready: deque[AccessSlot] = deque()
         self.set_tag_propagation_policy(gr.TPP_DONT)
         self.message_port_register_out(pmt.intern("dropped"))
@@ -66,7 +66,8 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
         taken = 0
         # No more than the output has room for: what waits inside when the stream ends would be lost.
         while taken < available and len(self._ready) < len(out):
-            n = min(_CHUNK_SAMPLES, available - taken)
+            room = len(out) - len(self._ready)
+            n = min(room * self.frame_format.frame_samples, available - taken)
             self._take(input_items, taken, n)
             taken += n
         for port in range(len(input_items)):
@@ -76,14 +77,13 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
             slot = self._ready.popleft()
             out[written] = 0
             out[written, : slot.snapshots.size] = slot.snapshots.reshape(-1)
-            details = self._details.pop(slot.frame.start)
             fields = {
-                **details,
                 "length": len(slot.snapshots),
                 "noise_power": slot.noise_power,
                 "cut_ns": time.monotonic_ns(),
             }
-            self.add_item_tag(0, self.nitems_written(0) + written, SLOT, pmt.car(pack(fields)))
+            details = extended(self._details.pop(slot.frame.start), fields)
+            self.add_item_tag(0, self.nitems_written(0) + written, SLOT, details)
             written += 1
         return written
 
@@ -100,29 +100,29 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
                     for frame in self.cutter.interrupt():
                         self._drop(frame)
             elif pmt.equal(tag.key, FRAME):
-                details = self._frame_fields(tag)
+                details = self._frame_table(tag)
                 self._details[tag.offset] = details
                 self.cutter.announce(
                     FrameStart(
                         tag.offset,
-                        details["fraction"],
-                        details["cfo_hz"],
-                        details["metric"],
-                        details["snr_db"],
-                        details["frame"],
-                        details["counted"],
+                        field(details, "fraction"),
+                        field(details, "cfo_hz"),
+                        field(details, "metric"),
+                        field(details, "snr_db"),
+                        field(details, "frame"),
+                        field(details, "counted"),
                         np.empty(0, np.complex64),
                     )
                 )
         self._ready.extend(self.cutter.process([row[done:] for row in samples]))
 
-    def _frame_fields(self, tag: gr.tag_t) -> dict[str, Any]:
+    def _frame_table(self, tag: gr.tag_t) -> Any:
         if not pmt.is_dict(tag.value):
             raise ValueError(
                 f"the `frame` tag at sample {tag.offset} is {tag.value} and not the dictionary of a frame "
                 "synchroniser: put one before this block"
             )
-        return fields_of(tag.value)
+        return tag.value
 
     def _breaks(self, tag: gr.tag_t) -> bool:
         """Whether a time tag does not continue the time before it."""
@@ -137,7 +137,7 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
         details = self._details.pop(frame.start)
         fields = {
             "frame": frame.frame_number,
-            "sample_time": details["sample_time"],
+            "sample_time": field(details, "sample_time"),
             "reason": "samples were lost inside the slot",
         }
         self.message_port_pub(pmt.intern("dropped"), pack(fields))

@@ -8,7 +8,7 @@ import numpy as np
 
 from ..models.uad.detectors.base import Detector
 from .access_slot_receiver import SLOT
-from .messages import fields_of, pack
+from .messages import c32vector, extended, field
 from .runtime import Failsafe, gr, guarded, input_tags, pmt
 
 
@@ -62,27 +62,23 @@ class ActivityDetector(Failsafe, gr.sync_block):
         """Decide the slots at hand."""
         vectors = input_items[0]
         first = self.nitems_read(0)
-        slots = {
-            tag.offset - first: fields_of(tag.value)
-            for tag in input_tags(self, 0, len(vectors))
-            if pmt.equal(tag.key, SLOT)
-        }
+        slots = {tag.offset - first: tag.value for tag in input_tags(self, 0, len(vectors)) if pmt.equal(tag.key, SLOT)}
         for k, vector in enumerate(vectors):
             if k not in slots:
                 raise ValueError(
                     f"slot vector {first + k} carries no `slot` tag: connect this input to an access slot receiver"
                 )
-            length = slots[k]["length"]
+            length = field(slots[k], "length")
             snapshots = vector[: length * self.n_snapshots].reshape(1, length, self.n_snapshots).copy()
             begin = time.perf_counter()
-            result = self.detector.detect(snapshots, np.array([slots[k]["noise_power"]]))
+            result = self.detector.detect(snapshots, np.array([field(slots[k], "noise_power")]))
             fields = {
-                **slots[k],
                 "users": [int(user) for user in np.flatnonzero(result.active[0])],
                 "scores": np.asarray(result.scores[0], np.float64),
                 "detect_s": time.perf_counter() - begin,
                 "decided_ns": time.monotonic_ns(),
             }
-            self.message_port_pub(pmt.intern("decisions"), pack(fields, snapshots.reshape(-1)))
+            message = pmt.cons(extended(slots[k], fields), c32vector(snapshots.reshape(-1)))
+            self.message_port_pub(pmt.intern("decisions"), message)
             self.decided += 1
         return len(vectors)

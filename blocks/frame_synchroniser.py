@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 
@@ -13,6 +14,10 @@ from .runtime import FRAME, RX_END, RX_TIME, Failsafe, gr, guarded, input_tags, 
 from .waveforms.beacon import beacon
 from .waveforms.frame import FrameFormat
 from .waveforms.frame_sync import FrameFinder, FrameStart
+
+
+def _default_chunk(sample_rate_hz: float) -> int:
+    return 2 ** min(max(round(math.log2(8e-3 * sample_rate_hz)), 12), 16)
 
 
 class FrameSynchroniser(Failsafe, gr.sync_block):
@@ -34,7 +39,7 @@ class FrameSynchroniser(Failsafe, gr.sync_block):
         n_antennas: receive antennas.
         max_cfo_hz: largest carrier offset to expect.
         false_alarms_per_sample: of the beacon's detector in noise.
-        chunk_samples: samples per call; larger is faster and later.
+        chunk_samples: samples per call; larger is faster and later. None: about 8 ms, 4096 to 65536.
     """
 
     def __init__(
@@ -43,7 +48,7 @@ class FrameSynchroniser(Failsafe, gr.sync_block):
         n_antennas: int = 1,
         max_cfo_hz: float = 20e3,
         false_alarms_per_sample: float = 1e-10,
-        chunk_samples: int = 16384,
+        chunk_samples: int | None = None,
     ) -> None:
         ports = [np.complex64] * n_antennas
         gr.sync_block.__init__(self, name="semair frame synchroniser", in_sig=ports, out_sig=ports)
@@ -57,7 +62,7 @@ class FrameSynchroniser(Failsafe, gr.sync_block):
         self._time_known = False
         self._arrivals: deque[tuple[int, int]] = deque(maxlen=256)
         self.set_tag_propagation_policy(gr.TPP_DONT)
-        self.set_output_multiple(chunk_samples)
+        self.set_output_multiple(chunk_samples or _default_chunk(frame_format.sample_rate_hz))
         self.message_port_register_out(pmt.intern("frames"))
 
     @property

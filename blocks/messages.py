@@ -51,10 +51,27 @@ def pack(fields: dict[str, Any], vector: np.ndarray | None = None) -> Any:
     Returns:
         PDU: a pair of dictionary and c32vector.
     """
-    table = pmt.make_dict()
+    table = extended(pmt.make_dict(), fields)
+    return pmt.cons(table, c32vector(np.empty(0, np.complex64) if vector is None else vector))
+
+
+def extended(table: Any, fields: dict[str, Any]) -> Any:
+    """A PMT dictionary with more fields, which may be of the kinds that `pack` takes."""
     for key, value in fields.items():
         table = pmt.dict_add(table, pmt.intern(key), _to_pmt(value))
-    return pmt.cons(table, c32vector(np.empty(0, np.complex64) if vector is None else vector))
+    return table
+
+
+def field(table: Any, key: str) -> Any:
+    """One plain value of a PMT dictionary.
+
+    Raises:
+        ValueError: it has no such key.
+    """
+    value = pmt.dict_ref(table, pmt.intern(key), pmt.PMT_EOF)
+    if pmt.is_eof_object(value):
+        raise ValueError(f"the dictionary has no field {key!r}: {table}")
+    return _to_plain(value)
 
 
 def unpack(message: Any) -> tuple[dict[str, Any], np.ndarray]:
@@ -80,10 +97,17 @@ def fields_of(table: Any) -> dict[str, Any]:
     fields = {}
     for k in range(pmt.length(items)):
         item = pmt.nth(k, items)
-        value = pmt.cdr(item)
-        plain = pmt.s32vector_elements(value) if pmt.is_s32vector(value) else pmt.to_python(value)
-        fields[pmt.symbol_to_string(pmt.car(item))] = plain
+        fields[pmt.symbol_to_string(pmt.car(item))] = _to_plain(pmt.cdr(item))
     return fields
+
+
+def _to_plain(value: Any) -> Any:
+    # The numbers that make up most fields, before the general conversion that tries one type after the other.
+    if pmt.is_real(value) and not pmt.is_integer(value):
+        return pmt.to_double(value)
+    if pmt.is_s32vector(value):
+        return pmt.s32vector_elements(value)
+    return pmt.to_python(value)
 
 
 def _to_pmt(value: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -41,6 +42,10 @@ def require_gnuradio() -> tuple[Any, Any]:
 
 
 gr, pmt = require_gnuradio()
+
+# Blocks leave the interpreter for compiled work many times per call. With Python's own 5 ms, a block that comes back
+# would wait that long for its turn whenever another one is busy with Python code.
+sys.setswitchinterval(5e-4)
 
 # As a number: the gateway compares what work returns with 0, which the enumeration gr.WORK_DONE cannot.
 WORK_DONE = -1

@@ -695,11 +695,16 @@ def _derotate(x, turns, level_re, level_im):
             level_im[a, k] = level.imag
 
 
+def _parts(row: np.ndarray) -> np.ndarray:
+    """Real and imaginary parts as float32, which sum faster than complex numbers."""
+    return row.view(np.float32) if row.flags.c_contiguous else row
+
+
 def refuse_non_finite(x: np.ndarray, first_index: int) -> None:
     """Raise a ValueError that names the first sample that is not finite; x is complex64, (antennas, n)."""
     # One sum tells in a fraction of the time that a look at every sample takes; it may also overflow.
     with np.errstate(over="ignore", invalid="ignore"):
-        suspicious = any(not np.isfinite(np.add.reduce(row)) for row in x)
+        suspicious = any(not np.isfinite(np.add.reduce(_parts(row))) for row in x)
     if suspicious and not np.isfinite(x).all():
         antenna, column = np.argwhere(~np.isfinite(x))[0]
         raise ValueError(

@@ -74,18 +74,22 @@ def speeds(quick: bool) -> list[Measurement]:
 # --- receiver
 
 
-def fast_scenario(seed: int) -> Scenario:
-    """The lab at 10 MS/s: frames of the same duration, delay spreads the same in samples."""
+def fast_scenario(seed: int, frame_samples: int = 20480) -> Scenario:
+    """The lab at 10 MS/s, delay spreads the same in samples; the default keeps the frames' duration, too."""
     return load_scenario(
         "lab",
         [
             "frame.sample_rate_hz=1e7",
-            "frame.frame_samples=20480",
-            "channel.delay_spread_s=0.2e-6",
+            f"frame.frame_samples={frame_samples}",
+            "channel.delay_spread_s=0.1e-6",
             "beacon_channel.delay_spread_s=0.06e-6",
             f"seed={seed}",
         ],
     )
+
+
+# 10 ms, as the radio frames of LTE and 5G NR.
+_LONG_FRAME_SAMPLES = 102_400
 
 
 def repeatable_samples(scenario: Scenario, n_frames: int) -> np.ndarray:
@@ -122,8 +126,11 @@ def receiver_rate(seconds: float, seed: int, tell: OnShare) -> Iterator[Entry]:
     samples = repeatable_samples(scenario, n_frames)
     detector = detectors.make("cd", scenario.preambles(), scenario.users.activity)
     receiver = flows.ReceiverFromMemory(samples, scenario, detector)
+    long_frames = fast_scenario(seed, _LONG_FRAME_SAMPLES)
+    long_samples = repeatable_samples(long_frames, len(scenario.users.preamble_lengths))
     runs: list[tuple[str, Any]] = [
         ("receiver", receiver),
+        ("receiver, long frames", flows.ReceiverFromMemory(long_samples, long_frames, detector)),
         ("synchroniser", flows.SynchroniserFromMemory(samples, scenario)),
         *((peer, flows.PeerFromMemory(samples, scenario, peer)) for peer in PEERS),
     ]
@@ -150,6 +157,12 @@ def receiver_rate(seconds: float, seed: int, tell: OnShare) -> Iterator[Entry]:
         "receiver/rate", own.value, (own.low, own.high), "MS/s over all antennas", "at least 40",
         {**settings, "blocks": blocks, "slots_dropped": receiver.slot_receiver.dropped,
          "headers_refused": receiver.synchroniser.refused},
+    )  # fmt: skip
+    long = means["receiver, long frames"]
+    yield Entry(
+        "receiver/rate/10ms-frames", long.value, (long.low, long.high), "MS/s over all antennas", "at least 40",
+        {**settings, "blocks": blocks, "scenario": f"lab at 10 MS/s, frame_samples {_LONG_FRAME_SAMPLES}",
+         "frames_in_memory": len(scenario.users.preamble_lengths)},
     )  # fmt: skip
     decided = np.array(receiver.decisions).reshape(-1, 2)
     expected = expected_decisions(decided, scenario.frame.frame_samples)

@@ -118,7 +118,7 @@ def test_slot_without_tag_is_explained(run_graph, make_tag):
 def test_slot_tag_that_is_no_dictionary_is_explained(run_graph, make_tag):
     vectors, _ = slots([[1]], [8])
     tb = Flowgraph(vectors, [make_tag(0, "slot", 5)])
-    with pytest.raises(ValueError, match="expected a dictionary, given 5"):
+    with pytest.raises(ValueError, match="no field 'length': 5"):
         run_graph(tb, tb.nodes)
 
 
