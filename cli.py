@@ -96,13 +96,13 @@ def run_random_access(
         print(json.dumps({"folder": str(place), **result.metrics}))
     else:
         _show_metrics(result.metrics, f"random access, scenario {chosen.name}, detector {chosen.detector.name}")
-        out.print(f"run folder  {place}")
+        _say(f"run folder  {place}")
         if report_path:
-            out.print(f"report      {report_path}")
+            _say(f"report      {report_path}")
         if record:
-            out.print(f"replay it   semair replay {place}")
+            _say(f"replay it   semair replay {place}")
     if result.interrupted:
-        err.print("stopped by Ctrl-C; everything up to then is in the run folder")
+        err.print("everything up to here is in the run folder")
         raise typer.Exit(INTERRUPTED)
 
 
@@ -125,7 +125,7 @@ def record(
     if as_json:
         print(json.dumps({"folder": str(place), **result.metrics}))
     else:
-        out.print(f"recorded {frames} frames in {place}; decide with: semair replay {place}")
+        _say(f"recorded {result.metrics['frames']['sent']} frames in {place}; decide with: semair replay {place}")
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -203,7 +203,7 @@ def report(
     if as_json:
         print(json.dumps({"report": str(path)}))
     else:
-        out.print(f"report  {path}")
+        _say(f"report  {path}")
 
 
 @app.command(epilog="Examples: semair doctor | semair doctor --json")
@@ -224,7 +224,9 @@ def doctor(
         for column in ("found", "what to do"):
             table.add_column(column, overflow="fold")
         for check in checks:
-            table.add_row(check.name, f"[{colours[check.status]}]{check.status}[/]", escape(check.found), escape(check.remedy))
+            table.add_row(
+                check.name, f"[{colours[check.status]}]{check.status}[/]", escape(check.found), escape(check.remedy)
+            )
         out.print(table)
     if any(check.status == "failure" for check in checks):
         raise typer.Exit(5)
@@ -307,7 +309,7 @@ def capture_verify(
         print(json.dumps([{**vars(finding), "file": str(finding.file)} for finding in findings]))
     else:
         for finding in findings:
-            out.print(f"{finding.severity}: {finding.file}: {finding.field}: {finding.message}", markup=False)
+            _say(f"{finding.severity}: {finding.file}: {finding.field}: {finding.message}")
         out.print("nothing wrong" if not findings else f"{len(findings)} findings")
     if any(finding.severity == "error" for finding in findings):
         raise typer.Exit(3)
@@ -326,9 +328,9 @@ def capture_recover(
         print(json.dumps([{"name": item.name, "samples": item.n_samples} for item in found]))
         return
     for item in found:
-        out.print(f"recovered {item.name}: {item.n_samples} samples per channel")
+        _say(f"recovered {item.name}: {item.n_samples} samples per channel")
     if not found:
-        out.print(f"nothing to recover in {folder}")
+        _say(f"nothing to recover in {folder}")
 
 
 def _search(
@@ -361,7 +363,7 @@ def _search(
     if as_json:
         print(json.dumps({"recording": recording.name, "preambles": found, "annotations": comparison}))
         return
-    table = Table("start", "fraction", "CFO Hz", "metric", "SNR dB", title=f"{reference} in {recording.name}")
+    table = Table("start", "fraction", "CFO Hz", "metric", "SNR dB", title=escape(f"{reference} in {recording.name}"))
     for item in found:
         table.add_row(
             str(item["start"]),
@@ -377,6 +379,11 @@ def _search(
             f"{comparison['matched']} of {comparison['annotated']} annotations found within {tolerance} samples, "
             f"{comparison['extra']} more found"
         )
+
+
+def _say(line: str) -> None:
+    """Print a line that holds names of files: as it is, whatever brackets they have and however long they are."""
+    out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _scenario(source: str, overrides: list[str] | None) -> Any:
@@ -425,7 +432,7 @@ def _frame_progress(unit: str, quiet: bool) -> Iterator[Callable[[runner.Progres
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=err, transient=True) as bar:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(unit, total=None, state="starting (compiles at the first run)")
 
         def update(state: runner.Progress) -> None:
@@ -447,16 +454,17 @@ def _share_progress(title: str, quiet: bool) -> Iterator[Callable[[str, float], 
         yield lambda _name, _share: None
         return
     text = TextColumn("{task.description}")
-    with Progress(
-        SpinnerColumn(), text, BarColumn(), TaskProgressColumn(), TimeElapsedColumn(), console=err, transient=True
-    ) as bar:
+    columns = (SpinnerColumn(), text, BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task(title, total=1.0)
         yield lambda name, share: bar.update(task, description=f"{title}: {name}", completed=share)
 
 
 def _show_metrics(metrics: dict[str, Any], title: str) -> None:
     if "detection" in metrics:
-        table = Table("preamble length", "slots", "error probability", "95 %", "missed", "false alarms", title=title)
+        table = Table(
+            "preamble length", "slots", "error probability", "95 %", "missed", "false alarms", title=escape(title)
+        )
         for length, row in metrics["detection"].items():
             value, low, high = row["error_probability"]
             shares = ["-" if share is None else f"{share:.2e}" for share in (row["missed"], row["false_alarms"])]
@@ -508,18 +516,20 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(standalone_mode=False)
-        sys.exit(code if isinstance(code, int) else 0)
     except SemairError as error:
-        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False)
-        sys.exit(error.exit_code)
+        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        code = error.exit_code
     except (KeyboardInterrupt, typer.Abort):
-        err.print("stopped by Ctrl-C")
-        sys.exit(INTERRUPTED)
+        code = INTERRUPTED
     except Exception as error:
-        if type(error).__module__.startswith("click") and hasattr(error, "show"):
-            error.show()
-            sys.exit(getattr(error, "exit_code", 2))
-        raise
+        # Wrong usage. Where the classes of such errors live depends on the version of typer, what they have does not.
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        error.show()
+        code = error.exit_code
+    if code == INTERRUPTED:
+        err.print("stopped by Ctrl-C")
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 if __name__ == "__main__":
