@@ -45,6 +45,8 @@ _SCANNED_FOLDERS = 2000
 _SCANNED_DEPTH = 3
 _GNURADIO_CODE = "import json, pmt; from gnuradio import gr; print(json.dumps(gr.version()))"
 _UHD_CODE = "import json; from gnuradio import uhd; print(json.dumps(uhd.get_version_string()))"
+_GTK_CODE = "import json, gi; gi.require_version('Gtk', '3.0'); print(json.dumps(gi.__version__))"
+_SYSTEM_PYTHON = "/usr/bin/python3"
 _UHD_IMAGES = ("usr/share/uhd/images", "usr/share/uhd/*/images", "usr/local/share/uhd/images")
 _IMAGE_SUFFIXES = {".bit", ".bin", ".hex", ".ihx", ".rbf", ".lvbitx"}
 _ENVIRONMENT = "run `make setup`, or make a new environment: `/usr/bin/python3 -m venv --system-site-packages .venv`"
@@ -127,7 +129,7 @@ class Machine:
     def __init__(self, folder: Path, root: Path = Path("/")) -> None:
         self.folder = folder
         self.root = root
-        self._answers: dict[str, Answer] = {}
+        self._answers: dict[tuple[str, str], Answer] = {}
 
     def python(self) -> PythonFacts:
         """The interpreter that runs this."""
@@ -156,11 +158,11 @@ class Machine:
         except metadata.PackageNotFoundError:
             return None
 
-    def ask(self, code: str) -> Answer:
+    def ask(self, code: str, python: str = sys.executable) -> Answer:
         """Run Python code in a process of its own; the same code is run once. Its last line printed is JSON."""
-        if code not in self._answers:
-            self._answers[code] = run_python(code)
-        return self._answers[code]
+        if (code, python) not in self._answers:
+            self._answers[code, python] = run_python(code, python=python)
+        return self._answers[code, python]
 
     def program(self, name: str) -> str | None:
         """Path of a program."""
@@ -293,15 +295,16 @@ def _within(name: str, machine: Machine, limit_s: float) -> Check:
     return Check(name, "failure", f"no answer within {limit_s:g} s", remedy)
 
 
-def run_python(code: str, limit_s: float = ANSWER_LIMIT_S) -> Answer:
+def run_python(code: str, limit_s: float = ANSWER_LIMIT_S, python: str = sys.executable) -> Answer:
     """Run Python code in a process of its own, for imports that may abort or hang.
 
     Args:
         code: prints JSON as its last line.
         limit_s: time after which the process is killed.
+        python: the interpreter.
     """
     # -P: a folder named like a module must not stand in for it because the user happens to be beside it.
-    command = [sys.executable, "-P", "-c", code]
+    command = [python, "-P", "-c", code]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=limit_s
@@ -309,7 +312,7 @@ def run_python(code: str, limit_s: float = ANSWER_LIMIT_S) -> Answer:
     except subprocess.TimeoutExpired:
         return Answer(problem=f"no answer within {limit_s:g} s")
     except OSError as error:
-        return Answer(problem=f"{sys.executable} cannot be started: {error.strerror}")
+        return Answer(problem=f"{python} cannot be started: {error.strerror}")
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         how = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
@@ -413,13 +416,19 @@ def _gnuradio(machine: Machine) -> Verdict:
 
 @check("grc")
 def _grc(machine: Machine) -> Verdict:
-    """GNU Radio Companion and its compiler."""
+    """GNU Radio Companion, its compiler, and the GTK that its window needs."""
     places = {name: machine.program(name) for name in ("gnuradio-companion", "grcc")}
     missing = [name for name, place in places.items() if place is None]
     if missing:
         remedy = "run `apt install gnuradio`, and see that /usr/bin is on PATH; only drawing flowgraphs needs it"
         return Verdict("warning", f"{' and '.join(missing)} not on PATH", remedy)
-    return Verdict("ok", ", ".join(str(place) for place in places.values()))
+    # The distribution's programs are run by its own Python, not by that of an environment.
+    gtk = machine.ask(_GTK_CODE, _SYSTEM_PYTHON)
+    if gtk.problem:
+        found = f"GNU Radio Companion cannot open a window, GTK 3 for {_SYSTEM_PYTHON} is missing: {gtk.problem}"
+        remedy = "run `apt install python3-gi gir1.2-gtk-3.0`; only drawing flowgraphs needs it"
+        return Verdict("warning", found, remedy)
+    return Verdict("ok", f"{', '.join(str(place) for place in places.values())}, with GTK 3")
 
 
 @check("grc-blocks")

@@ -30,7 +30,12 @@ class OtherMachine(Machine):
             "modules": {"gnuradio"},
             "versions": {"numpy": "1.26.4"},
             "requirements": ["numpy>=1.24"],
-            "answers": {"gr.version": Answer("3.10.5.1"), "uhd": Answer("4.3.0.0"), "probe": Answer()},
+            "answers": {
+                "gr.version": Answer("3.10.5.1"),
+                "uhd": Answer("4.3.0.0"),
+                "probe": Answer(),
+                "Gtk": Answer("3.42.2"),
+            },
             "programs": {"gnuradio-companion": "/usr/bin/gnuradio-companion", "grcc": "/usr/bin/grcc"},
             "library": "libiio.so.0",
             "environment": {},
@@ -52,7 +57,8 @@ class OtherMachine(Machine):
     def requirements(self):
         return self.facts["requirements"]
 
-    def ask(self, code):
+    def ask(self, code, python=sys.executable):
+        assert python == ("/usr/bin/python3" if "Gtk" in code else sys.executable)
         return next(answer for part, answer in self.facts["answers"].items() if part in code)
 
     def program(self, name):
@@ -308,10 +314,29 @@ def test_numba_really_caches_where_it_is_told_to_or_says_that_it_cannot(tmp_path
 
 
 def test_grc(result):
-    expect(result("grc"), "ok", "/usr/bin/grcc")
+    expect(result("grc"), "ok", "/usr/bin/grcc", "GTK 3")
     missing = result("grc", programs={"grcc": "/usr/bin/grcc"})
     expect(missing, "warning", "gnuradio-companion not on PATH", "apt install gnuradio")
     assert "grcc" not in missing.found
+
+
+def test_grc_needs_the_gtk_of_the_systems_python(result, tmp_path, monkeypatch):
+    unbound = {"Gtk": Answer(problem="ValueError: Namespace Gtk not available (exit code 1)")}
+    expect(result("grc", answers=unbound), "warning", "Namespace Gtk not available", "apt install", "gir1.2-gtk-3.0")
+    if not Path("/usr/bin/python3").exists():
+        pytest.skip("this system has no Python of its own")
+
+    def answer_with(bindings: str) -> Check:
+        write(tmp_path / "bindings" / "gi.py", bindings)
+        machine = Machine(tmp_path)
+        monkeypatch.setattr(machine, "program", lambda name: f"/usr/bin/{name}")
+        return examine(only=["grc"], machine=machine)[0]
+
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "bindings"))
+    unknown = answer_with("def require_version(name, version): raise ValueError(f'Namespace {name} not available')")
+    expect(unknown, "warning", "Namespace Gtk not available", "gir1.2-gtk-3.0")
+    known = answer_with("__version__ = '3'\ndef require_version(*wanted): assert wanted == ('Gtk', '3.0')")
+    expect(known, "ok", "GTK 3")
 
 
 def test_grc_blocks(result, tmp_path):
