@@ -9,7 +9,7 @@ STAMP   := $(VENV)/.installed
 .PHONY: demo test lint setup clean
 
 demo: setup
-	$(SEMAIR) run random-access --scenario lab --frames 300 --folder runs/demo --overwrite
+	$(SEMAIR) run random-access --scenario lab --frames 200 --folder runs/demo --overwrite
 	$(SEMAIR) replay runs/demo
 
 test: setup lint

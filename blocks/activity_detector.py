@@ -48,11 +48,15 @@ class ActivityDetector(Failsafe, gr.sync_block):
         self.decided = 0
         self.message_port_register_out(pmt.intern("decisions"))
 
+    def warm_up(self) -> None:
+        """Compile what the detector compiles at first use."""
+        for length in sorted(set(self.preamble_lengths)):
+            self.detector.warm_up(length, self.n_snapshots)
+
     def start(self) -> bool:
-        """Compile and warm up before the first sample comes."""
+        """Warm up before the first slot comes."""
         try:
-            for length in sorted(set(self.preamble_lengths)):
-                self.detector.warm_up(length, self.n_snapshots)
+            self.warm_up()
         except Exception as error:
             self.keep(error)
         return True

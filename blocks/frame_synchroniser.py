@@ -70,13 +70,18 @@ class FrameSynchroniser(Failsafe, gr.sync_block):
         """Beacons found whose frame number could not be read."""
         return self.finder.refused
 
+    def warm_up(self) -> None:
+        """Compile what is compiled at first use."""
+        trial = FrameFinder(self.frame_format, self.finder.n_antennas, self.finder.max_cfo_hz)
+        quiet = np.zeros((trial.n_antennas, self.frame_format.frame_samples + 2 * trial.delay_samples), np.complex64)
+        for start in (0, self.frame_format.frame_samples):
+            quiet[:, start : start + self.frame_format.beacon_samples] = beacon(self.frame_format, 0)
+        trial.process(quiet)
+
     def start(self) -> bool:
-        """Compile what is compiled at first use before the first sample comes."""
+        """Warm up before the first sample comes."""
         try:
-            trial = FrameFinder(self.frame_format, self.finder.n_antennas, self.finder.max_cfo_hz)
-            quiet = np.zeros((trial.n_antennas, 2 * trial.delay_samples), np.complex64)
-            quiet[:, : self.frame_format.beacon_samples] = beacon(self.frame_format, 0)
-            trial.process(quiet)
+            self.warm_up()
         except Exception as error:
             self.keep(error)
         return True

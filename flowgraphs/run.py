@@ -293,6 +293,7 @@ def run_random_access(
                 "frames": logs.on_frame,
             },
         )
+        flowgraph.warm_up()
         begin = time.monotonic()
         try:
             interrupted = execute(
@@ -380,6 +381,7 @@ def replay_run(
             engine,
             receivers={"decisions": logs.on_decision, "dropped": logs.on_dropped, "frames": logs.on_frame},
         )
+        flowgraph.warm_up()
         begin = time.monotonic()
         interrupted = execute(
             flowgraph,
