@@ -53,14 +53,6 @@ class ActivityDetector(Failsafe, gr.sync_block):
         for length in sorted(set(self.preamble_lengths)):
             self.detector.warm_up(length, self.n_snapshots)
 
-    def start(self) -> bool:
-        """Warm up before the first slot comes."""
-        try:
-            self.warm_up()
-        except Exception as error:
-            self.keep(error)
-        return True
-
     @guarded
     def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
         """Decide the slots at hand."""

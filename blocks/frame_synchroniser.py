@@ -78,14 +78,6 @@ class FrameSynchroniser(Failsafe, gr.sync_block):
             quiet[:, start : start + self.frame_format.beacon_samples] = beacon(self.frame_format, 0)
         trial.process(quiet)
 
-    def start(self) -> bool:
-        """Warm up before the first sample comes."""
-        try:
-            self.warm_up()
-        except Exception as error:
-            self.keep(error)
-        return True
-
     @guarded
     def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
         """Search the next samples, and pass on the delayed ones."""

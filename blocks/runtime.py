@@ -60,6 +60,17 @@ class Failsafe:
 
     failure: BaseException | None = None
 
+    def warm_up(self) -> None:
+        """Compile or load what would delay the first samples; blocks that have such work override this."""
+
+    def start(self) -> bool:
+        """Warm up before the first sample comes."""
+        try:
+            self.warm_up()
+        except Exception as error:
+            self.keep(error)
+        return True
+
     def keep(self, error: BaseException) -> None:
         """Store the first error."""
         if self.failure is None:

@@ -116,7 +116,7 @@ class RandomAccess(gr.top_block):
     def warm_up(self) -> None:
         """Compile what is compiled at first use, so that the time of a run is the time of its work."""
         for node in self.nodes:
-            if hasattr(node, "warm_up"):
+            if isinstance(node, Failsafe):
                 node.warm_up()
 
     def failure(self) -> BaseException | None:
