@@ -515,7 +515,7 @@ def main() -> None:
     """Entry point: errors a user can mend end as one line and an exit code, never as a traceback."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="semair", standalone_mode=False)
     except SemairError as error:
         err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         code = error.exit_code

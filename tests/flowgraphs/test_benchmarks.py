@@ -183,7 +183,11 @@ class TestChain:
             phase = slots[frame].snapshots / expected
             # The groups' phases are common to all users and symbols.
             turn = np.mean(phase, axis=0)
-            np.testing.assert_allclose(np.abs(turn), 1, atol=0.02)
+            # Antennas are levelled by their noise estimates over 384 cells, which scatter by 2.6 % in amplitude: five
+            # sigma. Within an antenna nothing but the noise at 60 dB is left.
+            level = np.abs(turn).reshape(scenario.radio.n_antennas, -1)
+            np.testing.assert_allclose(level, 1, atol=0.13)
+            np.testing.assert_allclose(level / level.mean(axis=1, keepdims=True), 1, atol=0.02)
             np.testing.assert_allclose(slots[frame].snapshots, expected * turn, atol=0.05)
 
     def test_perfect_radios_on_a_flat_channel_cost_little(self):
