@@ -282,13 +282,17 @@ def benchmark(
     from .flowgraphs.benchmarks import run_area
 
     entries: list[dict[str, Any]] = []
-    with _share_progress(area, quiet=as_json) as on_progress:
-        for measured in run_area(area, quick=quick, only=only, on_progress=on_progress):
-            entries.append(measured.as_dict())
-            if not as_json:
-                err.print(_entry_line(entries[-1]))
+    try:
+        with _share_progress(area, quiet=as_json) as on_progress:
+            for measured in run_area(area, quick=quick, only=only, on_progress=on_progress):
+                entries.append(measured.as_dict())
+                if not as_json:
+                    err.print(_entry_line(entries[-1]))
+    finally:
+        # What was measured before Ctrl-C or an error is not lost.
+        if as_json:
+            print(json.dumps(entries, indent=1))
     if as_json:
-        print(json.dumps(entries, indent=1))
         return
     table = Table("figure", "value", "95 %", "unit", "reference")
     for entry in entries:
