@@ -494,6 +494,10 @@ def _show_metrics(metrics: dict[str, Any], title: str) -> None:
             f"latency     detector {detect['p50']:.2f} ms (p99 {detect['p99']:.2f}), "
             f"frame start to decision {total['p50']:.0f} ms (p99 {total['p99']:.0f})"
         )
+    for name, count in metrics.get("flagged", {}).items():
+        from .models.uad.detectors import Flag
+
+        out.print(f"[yellow]flagged     {count} slots: {Flag[name.upper()].meaning}[/]")
     lost = metrics["counts"].get("lost_samples", 0)
     if lost:
         out.print(f"[yellow]losses      {lost} samples in {metrics['counts']['gaps']} gaps[/]")

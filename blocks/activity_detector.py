@@ -18,7 +18,8 @@ class ActivityDetector(Failsafe, gr.sync_block):
     Stream in: one vector per slot, as the access slot receiver writes it. Tags read: `slot`.
 
     Message out `decisions`: the slot's dictionary with {users (numbers of the active ones), scores (float64, one
-    per user), detect_s (time the detector took), decided_ns} and the snapshots, row after row, as vector.
+    per user), flags (sum of the detector's `Flag`s), detect_s (time the detector took), decided_ns} and the
+    snapshots, row after row, as vector.
 
     The detector is warmed up when the flowgraph starts, so that the first slot does not pay for it.
 
@@ -71,6 +72,7 @@ class ActivityDetector(Failsafe, gr.sync_block):
             fields = {
                 "users": [int(user) for user in np.flatnonzero(result.active[0])],
                 "scores": np.asarray(result.scores[0], np.float64),
+                "flags": int(result.flags[0]),
                 "detect_s": time.perf_counter() - begin,
                 "decided_ns": time.monotonic_ns(),
             }

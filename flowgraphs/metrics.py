@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..models.statistics import mean_ci95
+from ..models.uad.detectors.base import Flag
 from .runfolder import RunFolder, unpack_users
 from .scenario import Scenario
 
@@ -33,7 +34,7 @@ def run_metrics(
     source = truth_folder or folder
     decisions = folder.rows(folder.decisions)
     truth = source.rows(source.truth) if source.truth.is_file() else None
-    metrics: dict[str, Any] = {"counts": counts, "latency_ms": latencies(decisions)}
+    metrics: dict[str, Any] = {"counts": counts, "latency_ms": latencies(decisions), "flagged": flagged(decisions)}
     if truth is not None:
         known = matched(decisions, truth)
         rows, sent = decisions[known[0]], truth[known[1]]
@@ -52,6 +53,14 @@ def run_metrics(
         metrics["detection"] = detection(rows, active, scenario)
         metrics["synchronisation"] = synchronisation(rows, sent, source, scenario)
     return metrics
+
+
+def flagged(decisions: np.ndarray) -> dict[str, int]:
+    """Decisions that carry each of the detector's flags, by the flag's name; only flags that occurred."""
+    # Tables of earlier versions know no flags.
+    flags = decisions["flags"] if "flags" in (decisions.dtype.names or ()) else np.zeros(len(decisions), np.uint8)
+    counts = {flag.name.lower(): int(np.count_nonzero(flags & flag)) for flag in Flag if flag.name}
+    return {name: count for name, count in counts.items() if count}
 
 
 def matched(decisions: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from ..errors import ScenarioError
 from ..models.statistics import Interval, miss_false_alarm_curve
 from ..models.uad import detectors as engines
 from . import plots
-from .metrics import STAGES, matched, noise_power_behind_chains, stage_latencies_ms
+from .metrics import STAGES, flagged, matched, noise_power_behind_chains, stage_latencies_ms
 from .report_data import Judged, Run, antenna_levels, file_index, share_ci95, with_truth
 from .runfolder import unpack_users
 from .scenario import Scenario, load_scenario, scenario_dict, shipped_scenarios
@@ -180,6 +180,10 @@ def _warnings(run: Run) -> list[str]:
         said.append(f"Interrupted by the user{asked}.")
     if run.is_replay and run.live is None:
         said.append("The folder of the run that was replayed is gone, and with it the truth and the recording.")
+    for name, count in flagged(run.decisions).items():
+        said.append(
+            f"{count_text(count)} of {count_text(len(run.decisions))} slots: {engines.Flag[name.upper()].meaning}."
+        )
     if run.truth is not None and len(run.truth):
         active = unpack_users(run.truth["active"], run.scenario.users.n_users)
         if not active.any():

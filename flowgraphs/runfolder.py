@@ -39,6 +39,7 @@ def decision_dtype(n_users: int) -> np.dtype:
             ("noise_power", "<f8"),
             ("active", "u1", (-(-n_users // 8),)),
             ("scores", "<f8", (n_users,)),
+            ("flags", "u1"),
             ("detect_s", "<f8"),
             ("heard_ns", "<i8"),
             ("tagged_ns", "<i8"),

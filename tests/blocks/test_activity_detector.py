@@ -82,6 +82,7 @@ def test_decisions_are_those_of_the_engine(run_graph, make_tag, name, max_noutpu
         expected = engine(name).detect(y, np.array([0.01]))
         assert fields["users"] == np.flatnonzero(expected.active[0]).tolist()
         assert np.asarray(fields["scores"]).tobytes() == expected.scores[0].tobytes()
+        assert fields["flags"] == 0
         assert fields["detect_s"] > 0
         assert {key: fields[key] for key in told[k]} == told[k]
         np.testing.assert_array_equal(snapshots, y.reshape(-1))
@@ -92,6 +93,14 @@ def test_users_are_found_and_an_empty_slot_stays_empty(run_graph, make_tag):
     tb = Flowgraph(vectors, slot_tags(make_tag, told))
     tb.run_to(run_graph, 3)
     assert [fields["users"] for fields, _ in tb.decisions] == ACTIVE[:3]
+
+
+def test_flags_of_the_detector_travel_with_the_decision(run_graph, make_tag):
+    vectors, told = slots(ACTIVE[:3], [8, 8, 8])
+    vectors[1] = 0
+    tb = Flowgraph(vectors, slot_tags(make_tag, told))
+    tb.run_to(run_graph, 3)
+    assert [fields["flags"] for fields, _ in tb.decisions] == [0, detectors.Flag.SILENT, 0]
 
 
 def test_engine_is_warmed_up_before_the_first_slot(run_graph, make_tag):

@@ -19,7 +19,7 @@ pytest.importorskip("gnuradio")
 from semair.captures.reader import Recording
 from semair.captures.writer import RecordingWriter
 from semair.errors import RecordingError, ScenarioError
-from semair.flowgraphs.metrics import interval, noise_power_behind_chains
+from semair.flowgraphs.metrics import flagged, interval, noise_power_behind_chains
 from semair.flowgraphs.report import write_report
 from semair.flowgraphs.report_data import antenna_levels, file_index
 from semair.flowgraphs.report_sections import number, scenario_arguments, toml_of
@@ -374,6 +374,20 @@ def test_lost_samples_are_told_and_later_slots_are_marked_where_they_are(made):
     assert all(file_index(recording, row["sample_time"]) == row["sample_time"] for row in before)
     assert all(file_index(recording, row["sample_time"]) == row["sample_time"] - 3000 for row in after)
     assert file_index(recording, 31000) is None
+
+
+def test_flagged_slots_are_told_and_tables_of_earlier_versions_have_none(run):
+    folder = RunFolder(run)
+    rows = folder.rows(folder.decisions).copy()
+    assert flagged(rows) == {}
+    rows["flags"][:3] = detectors.Flag.CROWDED
+    rows["flags"][2] |= detectors.Flag.SILENT
+    assert flagged(rows) == {"silent": 1, "crowded": 3}
+    np.save(folder.decisions, rows)
+    text = report_of(run, rerun_s=0.0).text
+    assert f"3 of {len(rows)} slots: {detectors.Flag.CROWDED.meaning}" in text
+    older = [name for name in rows.dtype.names if name != "flags"]
+    assert flagged(rows[older]) == {}
 
 
 def test_names_are_escaped(run):

@@ -194,9 +194,13 @@ def test_any_length_and_number_of_snapshots(name, length, n_snapshots, rng, pool
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("length", [1, 8, 16])
 def test_silence_means_nobody(name, length, pool):
-    found = detectors.make(name, pool, ACTIVITY, threshold=-1.0).detect(np.zeros((2, length, 5)), 0.3)
+    y = np.zeros((3, length, 5))
+    y[1, 0, 2] = 1.0
+    found = detectors.make(name, pool, ACTIVITY, threshold=-1.0).detect(y, 0.3)
     assert np.isfinite(found.scores).all()
-    assert not found.active.any()
+    assert not found.active[[0, 2]].any()
+    assert found.flags.dtype == np.uint8
+    assert found.flags.tolist() == [detectors.Flag.SILENT, 0, detectors.Flag.SILENT]
 
 
 @pytest.mark.parametrize("name", NAMES)

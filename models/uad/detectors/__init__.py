@@ -15,9 +15,9 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from ....errors import ScenarioError
-from .base import Detection, Detector
+from .base import Detection, Detector, Flag
 
-__all__ = ["Detection", "Detector", "available", "make"]
+__all__ = ["Detection", "Detector", "Flag", "available", "make"]
 
 
 def available() -> dict[str, type[Detector]]:

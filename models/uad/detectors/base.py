@@ -6,12 +6,34 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import IntFlag
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ....errors import ScenarioError
+
+
+class Flag(IntFlag):
+    """Why a decision deserves less trust than usual; several may be set at once."""
+
+    SILENT = 1
+    """The slot is zero throughout: nothing was received."""
+
+    CROWDED = 2
+    """More users seem active than a learned detector ever saw in training."""
+
+    @property
+    def meaning(self) -> str:
+        """What is said of slots that carry this one flag."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    Flag.SILENT: "zero throughout: nothing was received",
+    Flag.CROWDED: "more users seem active than the detector was trained for",
+}
 
 
 @dataclass(frozen=True)
@@ -21,10 +43,12 @@ class Detection:
     Attributes:
         scores: float64, (sample, user): the larger, the more likely active.
         active: bool, (sample, user): `scores > threshold`.
+        flags: uint8, (sample,): sums of `Flag`, 0 where there is nothing to say.
     """
 
     scores: NDArray[np.float64]
     active: NDArray[np.bool_]
+    flags: NDArray[np.uint8]
 
 
 class Detector(ABC):
@@ -103,12 +127,13 @@ class Detector(ABC):
     def detect(self, y: ArrayLike, noise_power: ArrayLike) -> Detection:
         """Score every user and decide with `threshold`; arguments and errors as in `scores`.
 
-        In a sample that is zero throughout nobody is active.
+        In a sample that is zero throughout nobody is active, and it is flagged.
         """
         received, noise = self._checked(y, noise_power)
         scores = self._scores(received, noise)
         heard = received.any(axis=(1, 2))
-        return Detection(scores, (scores > self.threshold(received.shape[1])) & heard[:, None])
+        active = (scores > self.threshold(received.shape[1])) & heard[:, None]
+        return Detection(scores, active, self._flags(active) | np.where(heard, 0, Flag.SILENT).astype(np.uint8))
 
     def warm_up(self, length: int, n_snapshots: int) -> None:
         """Compile and fill caches for slots of this shape, so that the first real slot is not late."""
@@ -119,6 +144,10 @@ class Detector(ABC):
     @abstractmethod
     def _scores(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> NDArray[np.float64]:
         """Score checked input: complex64 (sample, symbol, snapshot), C-contiguous; float64 (sample,)."""
+
+    def _flags(self, active: NDArray[np.bool_]) -> NDArray[np.uint8]:
+        """What there is to say about decisions, bool (sample, user); uint8, (sample,)."""
+        return np.zeros(len(active), np.uint8)
 
     def _checked(self, y: ArrayLike, noise_power: ArrayLike) -> tuple[NDArray[np.complex64], NDArray[np.float64]]:
         received = np.ascontiguousarray(y, dtype=np.complex64)
