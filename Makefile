@@ -34,6 +34,8 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	  else echo "Install these Debian packages as root, then call make again:$$missing"; exit 1; fi; \
 	fi
 	test -x $(PY) || /usr/bin/python3 -m venv --system-site-packages $(VENV)
+	# By itself and first, so that nothing else chooses the build; training on a GPU has its own environment.
+	$(PY) -m pip install -q -c constraints.txt torch==2.13.0
 	$(PY) -m pip install -q -c constraints.txt -e '.[dev]'
 	touch $@
 
