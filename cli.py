@@ -30,6 +30,7 @@ from .errors import ScenarioError, SemairError
 
 if TYPE_CHECKING:
     from .flowgraphs import run as runner
+    from .models.uad import train as trainer
 
 # One thread per block: several threads inside each library call would fight over the cores with them.
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
@@ -40,7 +41,8 @@ INTERRUPTED = 130
 app = typer.Typer(
     help="An over-the-air testbed for semantic-aware MIMO. Without hardware, the loopback radio stands in for the air.",
     epilog="Exit codes: 0 done; 1 failed; 2 wrong scenario or argument; 3 damaged or unfitting recording; "
-    "4 radio; 5 set-up of this machine; 6 storage; 7 a replay decided otherwise; 130 stopped by Ctrl-C.",
+    "4 radio; 5 set-up of this machine; 6 storage; 7 a replay decided otherwise; "
+    "8 unfitting or damaged model; 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -48,7 +50,9 @@ app = typer.Typer(
 )
 run_app = typer.Typer(help="Run an experiment over a radio.", no_args_is_help=True)
 capture_app = typer.Typer(help="Look after recordings.", no_args_is_help=True)
+train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(run_app, name="run")
+app.add_typer(train_app, name="train")
 app.add_typer(capture_app, name="capture")
 
 out = Console()
@@ -300,6 +304,82 @@ def benchmark(
     out.print(table)
 
 
+@train_app.command(
+    "uad",
+    epilog="Examples: semair train uad --config vpl | semair train uad --config mine.toml --folder runs/mine "
+    "--minutes 30 | semair train uad --config vpl --folder runs/vpl --resume | semair train uad --config vpl-full "
+    "--device cuda",
+)
+def train_uad(
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="Name of a shipped configuration, or path of a TOML file.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where model, card and curve go; default runs/uad-NAME.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    minutes: Annotated[
+        float | None, typer.Option(help="Train for this long: the schedule is fitted to it, and steps do not count.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
+    overwrite: OverwriteFlag = False,
+    show_configs: Annotated[bool, typer.Option("--list", help="List the shipped configurations.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train an activity detector on slots that are drawn afresh in every step.
+
+    Ctrl-C leaves a checkpoint, from which --resume goes on exactly as if nothing had been.
+    """
+    from .models.uad.train import load_config, shipped_configs, train
+
+    if show_configs:
+        found = {name: load_config(name).description for name in shipped_configs()}
+        if as_json:
+            print(json.dumps(found))
+        for name, description in found.items() if not as_json else ():
+            _say(f"{name}: {description}")
+        return
+    if config is None:
+        raise ScenarioError(f"--config is missing; give a TOML file or one of: {', '.join(shipped_configs())}")
+    chosen = load_config(config)
+    place = folder or Path("runs") / f"uad-{chosen.name}"
+    command = f"semair train uad --config {config}"
+    if minutes is not None:
+        command += f" --minutes {minutes:g}"
+    if device != "cpu":
+        command += f" --device {device}"
+    with _training_progress(quiet=as_json) as on_progress:
+        done = train(
+            chosen,
+            place,
+            device=device,
+            minutes=minutes,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            command=command,
+        )
+    card = done.card
+    if as_json:
+        metrics = None if card is None else [metric.model_dump(mode="json") for metric in card.metrics]
+        print(json.dumps({"folder": str(place), "steps": done.steps, "finished": card is not None, "metrics": metrics}))
+    elif card is not None:
+        table = Table("preamble length", "slots", "error probability", "95 %", "missed", "false alarms")
+        for metric in card.metrics:
+            at = metric.conditions
+            table.add_row(
+                str(at["length"]),
+                str(at["slots"]),
+                f"{metric.value:.2e}",
+                f"{metric.low:.1e} to {metric.high:.1e}",
+                f"{at['missed']:.2e}",
+                f"{at['false_alarms']:.2e}",
+            )
+        out.print(table)
+        _say(f"model       {place}, {card.network.n_parameters} parameters, {card.training.time_s:.0f} s")
+    if card is None:
+        err.print(f"checkpoint at step {done.steps} in {place}; go on with --resume", markup=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+
+
 @capture_app.command("verify", epilog="Example: semair capture verify runs/demo")
 def capture_verify(
     path: Annotated[Path, typer.Argument(help="A recording, a collection, or a folder.")],
@@ -447,6 +527,27 @@ def _frame_progress(unit: str, quiet: bool) -> Iterator[Callable[[runner.Progres
             if state.dropped:
                 text += f", [yellow]{state.dropped} dropped[/]"
             bar.update(task, total=state.expected, completed=done or (0 if state.sent == 0 else None), state=text)
+
+        yield update
+
+
+@contextmanager
+def _training_progress(quiet: bool) -> Iterator[Callable[[trainer.Progress], None] | None]:
+    """A live line for training: loss, error probability at shortest, middle and longest preamble, time left."""
+    if quiet:
+        yield None
+        return
+    columns = (SpinnerColumn(), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("starting", total=1.0)
+
+        def update(state: trainer.Progress) -> None:
+            lengths = sorted(state.error)
+            shown = sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]}) if lengths else []
+            errors = ", ".join(f"L={length} {state.error[length]:.1e}" for length in shown) or "none yet"
+            minutes, seconds = divmod(round(state.left_s), 60)
+            text = f"step {state.step}, loss {state.loss:.4f}, error {errors}, {minutes}:{seconds:02d} left"
+            bar.update(task, completed=state.share, description=text)
 
         yield update
 
