@@ -14,9 +14,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from semair.blocks.waveforms.access import access_burst
 from semair.blocks.waveforms.air import Air
-from semair.blocks.waveforms.beacon import sync_sequence
+from semair.blocks.waveforms.beacon import beacon, sync_sequence
 from semair.blocks.waveforms.frame import FrameFormat
+from semair.blocks.waveforms.frame_sync import AccessSlotCutter, FrameFinder
 from semair.blocks.waveforms.impairments import Impairments
 from semair.blocks.waveforms.preamble_detector import PreambleDetector
 from semair.models.channels import ChannelConfig
@@ -75,15 +77,38 @@ def air_output() -> bytes:
     return received.tobytes()
 
 
+def slot_received() -> bytes:
+    """Header, snapshots and noise power of noisy frames, as the receiver reads them."""
+    fmt = FrameFormat()
+    rng = np.random.default_rng(7)
+    x = 0.3 * complex_normal(rng, 4, 4 * fmt.frame_samples)
+    for k in range(3):
+        start = 900 + k * fmt.frame_samples
+        x[:, start : start + fmt.beacon_samples] += beacon(fmt, k)
+        burst = access_burst(fmt, np.exp(1j * np.arange(12.0)))
+        x[:, start + fmt.access_start : start + fmt.access_start + len(burst)] += burst
+    x = (x * np.exp(2j * np.pi * 3e-4 * np.arange(x.shape[1]))).astype(np.complex64)
+    finder, cutter = FrameFinder(fmt, 4, 2e3), AccessSlotCutter(fmt, 4, (12,))
+    _, frames = finder.process(x)
+    assert [frame.frame_number for frame in frames] == [0, 1, 2]
+    for frame in frames:
+        cutter.announce(frame)
+    parts = [np.array([(frame.fraction, frame.cfo_hz, frame.metric) for frame in frames]).tobytes()]
+    parts += [frame.header_symbols.tobytes() for frame in frames]
+    parts += [slot.snapshots.tobytes() + np.float64(slot.noise_power).tobytes() for slot in cutter.process(x)]
+    return b"".join(parts)
+
+
 def hashes() -> dict[str, str]:
     """Hashes of results by compiled code, by name."""
     rng = np.random.default_rng(6)
     results = {f"{name} L={length}": detector_scores(name, length) for name in DETECTORS for length in LENGTHS}
-    beacon, unstructured = sync_sequence(FrameFormat()), complex_normal(rng, 200)
+    structured, unstructured = sync_sequence(FrameFormat()), complex_normal(rng, 200)
     for n_antennas in (1, 4):
-        results[f"beacon, {n_antennas} antennas"] = preambles_found(beacon, n_antennas, 17.5e3)
+        results[f"beacon, {n_antennas} antennas"] = preambles_found(structured, n_antennas, 17.5e3)
         results[f"unstructured preamble, {n_antennas} antennas"] = preambles_found(unstructured, n_antennas, 4e3)
     results["air"] = air_output()
+    results["slots"] = slot_received()
     return {name: hashlib.sha256(result).hexdigest() for name, result in results.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
+from numba import njit
 
 from .frame import FrameFormat
 from .ofdm import demodulate, modulate
@@ -49,25 +50,36 @@ def access_burst(frame_format: FrameFormat, preamble: np.ndarray) -> np.ndarray:
     return modulate(grid, fmt.cp_samples)
 
 
+@lru_cache(maxsize=16)
+def _access_bins(fmt: FrameFormat) -> np.ndarray:
+    """The slot's subcarriers in order of symbol, then group; int64, (group_width * n_groups,)."""
+    return np.ascontiguousarray(fmt.access_subcarriers.T.reshape(-1), np.int64)
+
+
 def receive_access(
-    samples: np.ndarray, frame_format: FrameFormat, preamble_length: int, fraction_samples: float = 0.0
+    samples: np.ndarray,
+    frame_format: FrameFormat,
+    preamble_length: int,
+    fraction_samples: float = 0.0,
+    cfo_hz: float = 0.0,
 ) -> np.ndarray:
     """Demodulate the access slot into snapshots.
 
     Args:
-        samples: complex, (antennas, n), from `access_start` on, carrier offset removed.
+        samples: complex, (antennas, n), from `access_start` on.
         frame_format: numerology and slots.
         preamble_length: symbols sent, Lp.
         fraction_samples: true start minus the index of the first sample.
+        cfo_hz: carrier offset to remove.
 
     Returns:
         complex64, (Lp, antennas * n_groups); snapshot index = antenna * n_groups + group.
     """
     fmt = frame_format
     n_symbols = fmt.symbols_of_length(preamble_length)
-    cells = demodulate(samples, fmt, n_symbols, fraction_samples)[:, :, fmt.access_subcarriers]
-    by_symbol = cells.transpose(1, 3, 0, 2).reshape(n_symbols * fmt.group_width, -1)
-    return np.ascontiguousarray(by_symbol[:preamble_length])
+    cells = demodulate(samples, fmt, n_symbols, fraction_samples, cfo_hz, _access_bins(fmt))
+    by_group = cells.reshape(len(cells), n_symbols * fmt.group_width, fmt.n_groups)[:, :preamble_length]
+    return by_group.transpose(1, 0, 2).reshape(preamble_length, -1)
 
 
 def noise_powers(samples: np.ndarray, frame_format: FrameFormat) -> np.ndarray:
@@ -80,8 +92,22 @@ def noise_powers(samples: np.ndarray, frame_format: FrameFormat) -> np.ndarray:
     Returns:
         float64, (antennas,): noise power per cell, that is per complex sample, the transform being unitary.
     """
-    cells = demodulate(samples, frame_format, frame_format.noise_symbols)[:, :, frame_format.used_subcarriers]
-    return np.mean(cells.real.astype(np.float64) ** 2 + cells.imag.astype(np.float64) ** 2, axis=(1, 2))
+    fmt = frame_format
+    cells = demodulate(samples, fmt, fmt.noise_symbols, subcarriers=fmt.used_subcarriers)
+    return _mean_powers(cells.reshape(len(cells), -1))
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
+def _mean_powers(values):
+    """Mean square of the magnitude of each row; complex64 (rows, n) -> float64 (rows,)."""
+    out = np.empty(values.shape[0])
+    for a in range(values.shape[0]):
+        total = 0.0
+        for k in range(values.shape[1]):
+            re, im = np.float64(values[a, k].real), np.float64(values[a, k].imag)
+            total += re * re + im * im
+        out[a] = total / values.shape[1]
+    return out
 
 
 def level_antennas(snapshots: np.ndarray, noise_per_antenna: np.ndarray) -> tuple[np.ndarray, float]:
@@ -98,9 +124,24 @@ def level_antennas(snapshots: np.ndarray, noise_per_antenna: np.ndarray) -> tupl
         The snapshots levelled, same shape, and their noise power: the mean over the antennas. A chain that is
         silent, or nearly so beside the others, is taken for dead and its snapshots are left as they are.
     """
-    floor = max(_LEAST_NOISE_SHARE * float(np.mean(np.abs(snapshots) ** 2)), _LEAST_NOISE_POWER)
-    mean = max(float(np.mean(noise_per_antenna)), floor)
-    alive = noise_per_antenna > max(_DEAD_SHARE * mean, floor)
-    factors = np.where(alive, np.sqrt(mean / np.where(alive, noise_per_antenna, 1.0)), 1.0)
-    n_groups = snapshots.shape[1] // len(noise_per_antenna)
-    return snapshots * np.repeat(factors, n_groups).astype(np.float32), mean
+    values = np.array(snapshots, np.complex64, order="C")
+    return values, float(_level(values, np.asarray(noise_per_antenna, np.float64)))
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _level(snapshots, noise):
+    """Work of `level_antennas`, in place; returns the noise power."""
+    power = 0.0
+    for i in range(snapshots.shape[0]):
+        for k in range(snapshots.shape[1]):
+            power += snapshots[i, k].real ** 2 + snapshots[i, k].imag ** 2
+    floor = max(_LEAST_NOISE_SHARE * power / max(snapshots.size, 1), _LEAST_NOISE_POWER)
+    mean = max(noise.mean(), floor)
+    n_groups = snapshots.shape[1] // noise.size
+    for a in range(noise.size):
+        if noise[a] > max(_DEAD_SHARE * mean, floor):
+            factor = np.float32(np.sqrt(mean / noise[a]))
+            for i in range(snapshots.shape[0]):
+                for k in range(a * n_groups, (a + 1) * n_groups):
+                    snapshots[i, k] *= factor
+    return mean

@@ -9,14 +9,19 @@ cells, which receivers combine over cells and antennas; it survives well below 0
 from __future__ import annotations
 
 import binascii
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import scipy.fft
+from numba import njit
 
 from .frame import COUNTER_BITS, HEADER_BITS, FrameFormat
-from .ofdm import demodulate, modulate, rotate
+from .ofdm import demodulate, modulate
+
+# As in the preamble detector.
+_FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
 @dataclass(frozen=True)
@@ -139,12 +144,86 @@ class _Reading:
 @lru_cache(maxsize=16)
 def _reading(fmt: FrameFormat) -> _Reading:
     bins = fmt.used_subcarriers
+    smoother = _smoother(fmt).T * np.sqrt(fmt.n_fft / fmt.n_used)
+    bit_of_cell, scrambling = _header_map(fmt)
     return _Reading(
         bins,
-        1 / _training(fmt)[bins],
-        _smoother(fmt).T * np.sqrt(fmt.n_fft / fmt.n_used),
-        *_header_map(fmt),
+        (1 / _training(fmt)[bins]).astype(np.complex64),
+        np.stack([smoother.real, smoother.imag]).astype(np.float32),
+        bit_of_cell.astype(np.int64).reshape(fmt.header_symbols, -1),
+        scrambling.astype(np.float32).reshape(fmt.header_symbols, -1),
     )
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
+def _add_product(re, im, b_re, b_im, out_re, out_im):
+    """out += (re + j im) b."""
+    for k in range(out_re.shape[0]):
+        out_re[k] += re * b_re[k] - im * b_im[k]
+        out_im[k] += re * b_im[k] + im * b_re[k]
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
+def _add_matched(h_re, h_im, x, out_re, out_im):
+    """out += conj(h) x."""
+    for k in range(out_re.shape[0]):
+        out_re[k] += h_re[k] * x[k].real + h_im[k] * x[k].imag
+        out_im[k] += h_re[k] * x[k].imag - h_im[k] * x[k].real
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, forceinline=True, error_model="numpy")
+def _equalise(re, im, weight, signs, out_re, out_im):
+    for k in range(out_re.shape[0]):
+        gain = signs[k] / max(weight[k], np.float32(1.2e-38))
+        out_re[k] = re[k] * gain
+        out_im[k] = im[k] * gain
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _combine(cells, inverse_training, smoother, bit_of_cell, scrambling, soft, symbols):
+    """Estimate the channel, combine header cells over antennas, and sum them up per bit.
+
+    Args:
+        cells: complex64, (antennas, 1 + symbols, bins): training symbol, then header.
+        inverse_training: complex64, (bins,).
+        smoother: float32, (2, bins, bins), real and imaginary part, by bin of the input, then of the output.
+        bit_of_cell: int64, (symbols, bins).
+        scrambling: float32, (symbols, bins).
+        soft: float64, (HEADER_BITS,), receives the sum per bit.
+        symbols: complex64, (symbols, bins), receives the equalised symbols.
+
+    Returns:
+        Mean square of the distance of the equalised symbols to +-1; whether there was a channel, and all
+        is finite.
+    """
+    n_antennas, n_symbols, n_bins = cells.shape
+    weight = np.zeros(n_bins, np.float32)
+    combined_re = np.zeros((n_symbols - 1, n_bins), np.float32)
+    combined_im = np.zeros((n_symbols - 1, n_bins), np.float32)
+    h_re = np.empty(n_bins, np.float32)
+    h_im = np.empty(n_bins, np.float32)
+    for a in range(n_antennas):
+        h_re[:] = 0.0
+        h_im[:] = 0.0
+        for i in range(n_bins):
+            raw = cells[a, 0, i] * inverse_training[i]
+            _add_product(raw.real, raw.imag, smoother[0, i], smoother[1, i], h_re, h_im)
+        for k in range(n_bins):
+            weight[k] += h_re[k] * h_re[k] + h_im[k] * h_im[k]
+        for s in range(n_symbols - 1):
+            _add_matched(h_re, h_im, cells[a, 1 + s], combined_re[s], combined_im[s])
+    soft[:] = 0.0
+    error = 0.0
+    re = np.empty(n_bins, np.float32)
+    im = np.empty(n_bins, np.float32)
+    for s in range(n_symbols - 1):
+        _equalise(combined_re[s], combined_im[s], weight, scrambling[s], re, im)
+        for k in range(n_bins):
+            soft[bit_of_cell[s, k]] += combined_re[s, k] * scrambling[s, k]
+            symbols[s, k] = complex(re[k], im[k])
+            distance = abs(re[k]) - np.float32(1)
+            error += distance * distance + im[k] * im[k]
+    return error / symbols.size, weight.any() and np.isfinite(error)
 
 
 def read_header(
@@ -164,18 +243,14 @@ def read_header(
     fmt = frame_format
     known = _reading(fmt)
     part = samples[:, fmt.training_start : fmt.beacon_samples]
-    if cfo_hz:
-        part = rotate(part, cfo_hz, fmt.sample_rate_hz)
-    cells = demodulate(part, fmt, 1 + fmt.header_symbols, fraction_samples)[:, :, known.bins]
-    channel = (cells[:, 0] * known.inverse_training) @ known.smoother
-    weight = np.sum(channel.real**2 + channel.imag**2, axis=0)
-    combined = np.einsum("au,asu->su", channel.conj(), cells[:, 1:])
-    soft = np.bincount(known.bit_of_cell, combined.real.reshape(-1) * known.scrambling, HEADER_BITS)
+    cells = demodulate(part, fmt, 1 + fmt.header_symbols, fraction_samples, cfo_hz, known.bins)
+    soft = np.empty(HEADER_BITS)
+    symbols = np.empty((fmt.header_symbols, fmt.n_used), np.complex64)
+    error, heard = _combine(
+        cells, known.inverse_training, known.smoother, known.bit_of_cell, known.scrambling, soft, symbols
+    )
     content = np.packbits(soft < 0).tobytes()
     payload, checksum = content[: COUNTER_BITS // 8], content[COUNTER_BITS // 8 :]
-    intact = bool(weight.any()) and binascii.crc_hqx(payload, 0).to_bytes(2, "big") == checksum
-    symbols = (combined / np.maximum(weight, np.finfo(float).tiny)).reshape(-1) * known.scrambling
-    decided = np.where(symbols.real < 0, -1.0, 1.0)
-    error = np.mean(np.abs(symbols - decided) ** 2)
-    snr_db = 10 * np.log10(max(1.0 / max(error, 1e-9), 1e-3) / len(samples))
-    return Header(int.from_bytes(payload, "big") if intact else None, symbols.astype(np.complex64), float(snr_db))
+    intact = heard and binascii.crc_hqx(payload, 0).to_bytes(2, "big") == checksum
+    snr_db = 10 * math.log10(max(1.0 / max(error, 1e-9), 1e-3) / len(samples))
+    return Header(int.from_bytes(payload, "big") if intact else None, symbols.reshape(-1), snr_db)

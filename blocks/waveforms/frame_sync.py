@@ -7,7 +7,7 @@ what makes a replay decide as the live run did.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,6 @@ import numpy as np
 from .access import level_antennas, noise_powers, receive_access
 from .beacon import read_header, sync_sequence
 from .frame import FrameFormat
-from .ofdm import rotate
 from .preamble_detector import Preamble, PreambleDetector, refuse_non_finite
 
 # Frames followed without a readable header until every sample is searched again.
@@ -173,10 +172,9 @@ class FrameFinder:
     def _follow(self, due: int, frames: list[FrameStart]) -> None:
         """Look for a beacon where it is due; where there is none, search again."""
         first = due - self._slack
-        self._look.restart(first)
-        found = self._look.process(self._view(first, due + self._slack + self.frame_format.sync_samples))
-        found += self._look.flush()
-        frame = self._read(found[0]) if found and abs(found[0].start - due) < self._slack else None
+        found = self._look.look(self._view(first, due + self._slack + self.frame_format.sync_samples))
+        near = found and abs(found[0].start - self._slack) < self._slack
+        frame = self._read(replace(found[0], start=first + found[0].start)) if near else None
         self._unread = self._unread + 1 if frame is None or frame.counted else 0
         if frame is None or self._unread > _MOST_UNREAD:
             self._search_from(first)
@@ -319,6 +317,6 @@ class AccessSlotCutter:
         fmt = self.frame_format
         length = self.length_of(frame.frame_number)
         used = window[:, : fmt.symbols_of_length(length) * fmt.symbol_samples]
-        snapshots = receive_access(rotate(used, frame.cfo_hz, fmt.sample_rate_hz), fmt, length, frame.fraction)
+        snapshots = receive_access(used, fmt, length, frame.fraction, frame.cfo_hz)
         per_antenna = noise_powers(window[:, fmt.noise_start - fmt.access_start :], fmt)
         return AccessSlot(frame, *level_antennas(snapshots, per_antenna))

@@ -695,22 +695,24 @@ def _derotate(x, turns, level_re, level_im):
             level_im[a, k] = level.imag
 
 
-def _parts(row: np.ndarray) -> np.ndarray:
-    """Real and imaginary parts as float32, which sum faster than complex numbers."""
-    return row.view(np.float32) if row.flags.c_contiguous else row
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+def _is_finite(parts):
+    """Whether all of float32 (n,) are finite: zero times anything else is not a number."""
+    total = np.float32(0)
+    for k in range(parts.shape[0]):
+        total += parts[k] * np.float32(0)
+    return total == 0
 
 
 def refuse_non_finite(x: np.ndarray, first_index: int) -> None:
     """Raise a ValueError that names the first sample that is not finite; x is complex64, (antennas, n)."""
-    # One sum tells in a fraction of the time that a look at every sample takes; it may also overflow.
-    with np.errstate(over="ignore", invalid="ignore"):
-        suspicious = any(not np.isfinite(np.add.reduce(_parts(row))) for row in x)
-    if suspicious and not np.isfinite(x).all():
-        antenna, column = np.argwhere(~np.isfinite(x))[0]
-        raise ValueError(
-            f"x is {x[antenna, column]} on antenna {antenna} at sample {first_index + column}; "
-            "the stream must be finite: repair or cut it, and restart behind the cut"
-        )
+    if all(_is_finite(np.ascontiguousarray(row).view(np.float32)) for row in x):
+        return
+    antenna, column = np.argwhere(~np.isfinite(x))[0]
+    raise ValueError(
+        f"x is {x[antenna, column]} on antenna {antenna} at sample {first_index + column}; "
+        "the stream must be finite: repair or cut it, and restart behind the cut"
+    )
 
 
 def _sidelobes(reference: np.ndarray, distance: int) -> np.ndarray:
@@ -798,7 +800,10 @@ class _Convolver:
 
     def __init__(self, sequences: np.ndarray, n_reference: int, block_samples: int) -> None:
         length = sequences.shape[1]
-        self.n_fft = max(1024, 1 << math.ceil(math.log2(4 * length)))
+        whole = block_samples + n_reference - 1
+        efficient = max(1024, 1 << math.ceil(math.log2(4 * length)))
+        # A block that one short transform holds takes no longer one.
+        self.n_fft = scipy.fft.next_fast_len(whole) if whole <= 1024 else efficient
         self.step = self.n_fft - length + 1
         self.n_frames = max(1, math.ceil((block_samples + n_reference - length) / self.step))
         self.n_window = self.n_frames * self.step + length - 1
@@ -808,7 +813,10 @@ class _Convolver:
 
     def spectra(self, window: np.ndarray) -> np.ndarray:
         """Spectra of the frames; complex64, (antennas, frames, n_fft), valid until the next call."""
-        frames = np.lib.stride_tricks.sliding_window_view(window, self.n_fft, axis=-1)[:, :: self.step]
+        if self.n_frames == 1:
+            frames = window[:, None]
+        else:
+            frames = np.lib.stride_tricks.sliding_window_view(window, self.n_fft, axis=-1)[:, :: self.step]
         if self._frames.shape != frames.shape:
             self._frames = np.empty(frames.shape, np.complex64)
             self._products = np.empty(frames.shape, np.complex64)
@@ -852,6 +860,7 @@ class PreambleDetector:
         hypotheses_hz: float64, (H,), carrier offsets tried.
         latency_samples: after sample e-1 was processed, all preambles with start <= e - latency_samples have
             been returned.
+        look_samples: longest stretch that `look` takes.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -906,6 +915,7 @@ class PreambleDetector:
             )
         )
 
+        self._turns = self.hypotheses_hz / self.sample_rate_hz
         self._energy = float(np.sum(np.abs(self.reference) ** 2))
         largest = (max_turns + 1) / length
         self._segment = max(1, int(_SEGMENT_TURNS / largest))
@@ -926,6 +936,8 @@ class PreambleDetector:
         n_window, n_starts = self._stage.convolver.n_window, self._stage.convolver.n_starts
         reach = (len(self._sidelobes) - 1) // 2
         self.latency_samples = 2 * reach + n_starts + length - 2
+        self.look_samples = n_starts + length - 1
+        self._lens = np.empty((n_antennas, n_window), np.complex64)
         self._buffer = np.empty((n_antennas, n_window + n_starts + 4 * reach), np.complex64)
         self.restart(0)
 
@@ -976,6 +988,29 @@ class PreambleDetector:
         self.restart(self._end)
         return found
 
+    def look(self, x: np.ndarray) -> list[Preamble]:
+        """Search a short stretch for itself, beside the stream: as restart(0), process(x) and flush() would.
+
+        Args:
+            x: complex64, (n_antennas, n), finite, n at most `look_samples`.
+
+        Returns:
+            The preambles that lie in it whole, in order of start, which counts from the first sample of x.
+        """
+        n_starts = x.shape[1] - len(self.reference) + 1
+        if n_starts < 1:
+            return []
+        self._lens[:, : x.shape[1]] = x
+        self._lens[:, x.shape[1] :] = 0
+        starts, metrics, chosen = self._candidates(self._lens, n_starts)
+        if not len(starts):
+            return []
+        state = _pick(starts, metrics, np.iinfo(np.int64).max, self.min_distance_samples, self._sidelobes)
+        return [
+            self._describe(self._lens[:, starts[i] : starts[i] + len(self.reference)], int(starts[i]), int(chosen[i]))
+            for i in np.flatnonzero(state == 1)
+        ]
+
     def restart(self, sample_index: int) -> None:
         """Forget all samples and undecided candidates; the next sample has this absolute index."""
         self._next = self._end = self._buffer_start = int(sample_index)
@@ -1018,18 +1053,26 @@ class PreambleDetector:
 
     def _search(self, window: np.ndarray, n_starts: int) -> None:
         """Add the candidates among the first n_starts starts of a window that begins at the next start."""
+        starts, metrics, chosen = self._candidates(window, n_starts)
+        if len(starts):
+            self._starts = np.concatenate([self._starts, starts + self._next])
+            self._metrics = np.concatenate([self._metrics, metrics])
+            self._chosen = np.concatenate([self._chosen, chosen])
+
+    def _candidates(self, window: np.ndarray, n_starts: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Start, metric and hypothesis of the candidates among the first n_starts starts of a window."""
         first = self._stage.metric(window)
         passed = _above(first[:n_starts], np.float32(self._stage.gate))
         if not len(passed):
-            return
-        starts, metrics, chosen = _confirm(
+            return passed, np.empty(0), passed
+        found: tuple[np.ndarray, np.ndarray, np.ndarray] = _confirm(
             window,
             passed,
             first[passed],
             self.reference,
             self._segment,
             self._phasors,
-            self.hypotheses_hz / self.sample_rate_hz,
+            self._turns,
             self._energy,
             self.threshold,
             self._edges,
@@ -1037,16 +1080,16 @@ class PreambleDetector:
             self._unevenness_limit,
             self.min_distance_samples,
         )
-        self._starts = np.concatenate([self._starts, starts + self._next])
-        self._metrics = np.concatenate([self._metrics, metrics])
-        self._chosen = np.concatenate([self._chosen, chosen])
+        return found
 
     def _decide(self, known_until: int) -> None:
         if not len(self._starts):
             return
         state = _pick(self._starts, self._metrics, known_until, self.min_distance_samples, self._sidelobes)
         for i in np.flatnonzero(state == 1):
-            self._ready.append(self._describe(int(self._starts[i]), int(self._chosen[i])))
+            start = int(self._starts[i])
+            samples = self._view(start, len(self.reference))
+            self._ready.append(self._describe(samples, start, int(self._chosen[i])))
         still_open = state == 0
         self._starts = self._starts[still_open]
         self._metrics = self._metrics[still_open]
@@ -1060,10 +1103,7 @@ class PreambleDetector:
         self._ready = self._ready[len(released) :]
         return released
 
-    def _describe(self, start: int, hypothesis: int) -> Preamble:
-        fraction, turns, metric, snr, gains = _estimate(
-            np.ascontiguousarray(self._view(start, len(self.reference))),
-            self._bank,
-            self.hypotheses_hz[hypothesis] / self.sample_rate_hz,
-        )
+    def _describe(self, samples: np.ndarray, start: int, hypothesis: int) -> Preamble:
+        turns = self._turns[hypothesis]
+        fraction, turns, metric, snr, gains = _estimate(np.ascontiguousarray(samples), self._bank, turns)
         return Preamble(start, fraction, turns * self.sample_rate_hz, metric, 10 * math.log10(snr), gains)

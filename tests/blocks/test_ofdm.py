@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from semair.blocks.waveforms.frame import FrameFormat
-from semair.blocks.waveforms.ofdm import demodulate, modulate, rotate
+from semair.blocks.waveforms.ofdm import demodulate, modulate
 
 FMT = FrameFormat(n_fft=32, cp_samples=8, n_used=24, n_groups=4, group_width=2, header_symbols=2)
 
@@ -79,16 +79,27 @@ def test_multipath_within_the_prefix_is_one_factor_per_subcarrier(rng):
     np.testing.assert_allclose(demodulate(received, FMT, 5)[0], grid * response, atol=1e-5)
 
 
-def test_rotation_removes_a_carrier_offset_and_can_be_cut(rng):
-    t = np.arange(500) / 2e6
-    tone = np.exp(2j * np.pi * 12345.0 * t)[None].astype(np.complex64)
-    level = rotate(tone, 12345.0, 2e6)
-    np.testing.assert_allclose(level, np.ones((1, 500)), atol=1e-6)
-    pieces = np.concatenate([rotate(tone[:, :123], 12345.0, 2e6), rotate(tone[:, 123:], 12345.0, 2e6, 123)], axis=1)
-    np.testing.assert_array_equal(pieces, level)
+@pytest.mark.parametrize("cfo_hz", [-61_000.0, 12_345.0])
+def test_carrier_offset_is_removed_with_phase_zero_at_the_first_sample(rng, cfo_hz):
+    grid = random_grid(rng, 4)
+    samples = modulate(grid, 8)
+    turning = samples * np.exp(2j * np.pi * cfo_hz / FMT.sample_rate_hz * np.arange(len(samples)))
+    np.testing.assert_allclose(demodulate(turning[None], FMT, 4, cfo_hz=cfo_hz)[0], grid, atol=6e-6)
 
 
-def test_rotation_stays_exact_far_into_a_stream():
-    # 1e11 samples are 14 hours at 2 MS/s; a float32 phase would be noise there. f / rate = 1/8, so 1e11 turns to 1.
-    level = rotate(np.ones(9, np.complex64), 250e3, 2e6, first_index=10**11)
-    np.testing.assert_allclose(level, np.exp(-2j * np.pi * np.arange(9) / 8), atol=1e-5)
+def test_subcarriers_asked_for_come_in_the_order_asked(rng):
+    samples = modulate(random_grid(rng, 3), 8)[None]
+    wanted = np.array([31, 2, 2, 17])
+    picked = demodulate(samples, FMT, 3, 0.3, 1e3, wanted)
+    np.testing.assert_array_equal(picked, demodulate(samples, FMT, 3, 0.3, 1e3)[:, :, wanted])
+
+
+def test_memory_layout_of_the_samples_does_not_matter(rng):
+    samples = np.stack([modulate(random_grid(rng, 3), 8) for _ in range(2)])
+    expected = demodulate(samples, FMT, 3, 0.2, 5e3)
+    wide = np.zeros((2, 3 * samples.shape[1]), np.complex64)
+    wide[:, ::3] = samples
+    read_only = samples.copy()
+    read_only.setflags(write=False)
+    for same in (wide[:, ::3], np.asfortranarray(samples), read_only):
+        np.testing.assert_array_equal(demodulate(same, FMT, 3, 0.2, 5e3), expected)

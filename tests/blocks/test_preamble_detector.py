@@ -312,6 +312,32 @@ def test_restart_forgets_what_came_before():
     assert 10_000 not in [p.start for p in found]
 
 
+@pytest.mark.parametrize("block_samples", [64, 3000])
+def test_look_finds_what_a_stream_of_its_own_would(block_samples, rng):
+    options = {"sample_rate_hz": 2e6, "n_antennas": 2, "max_cfo_hz": 15e3, "block_samples": block_samples}
+    detector, stream = PreambleDetector(BEACON, **options), PreambleDetector(BEACON, **options)
+    assert detector.look_samples >= block_samples + len(BEACON) - 1
+    for n in (len(BEACON) - 1, len(BEACON) + 10, detector.look_samples):
+        x = 0.5 * white_noise(rng, (2, n))
+        whole = n >= 7 + len(BEACON)
+        if whole:
+            x[:, 7 : 7 + len(BEACON)] += BEACON
+        seen = detector.look(x)
+        stream.restart(0)
+        assert comparable(seen) == comparable(stream.process(x) + stream.flush())
+        assert [found.start for found in seen] == ([7] if whole else [])
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_look_leaves_the_stream_alone(name):
+    detector, undisturbed = MAKE[name](), MAKE[name]()
+    found = []
+    for first in range(0, SCENE.shape[1], 700):
+        found += detector.process(SCENE[:, first : first + 700])
+        detector.look(SCENE[:, : detector.look_samples])
+    assert comparable(found + detector.flush()) == comparable(search(undisturbed, SCENE))
+
+
 def test_flush_returns_a_preamble_that_ends_with_the_last_sample_and_no_cut_one():
     detector = MAKE["pieces"]()
     whole = np.zeros((2, 1512), np.complex64)
