@@ -166,7 +166,7 @@ class _OpenVino:
             for example, dynamic in zip(examples, axes, strict=True)
         ]
         tensors = tuple(torch.tensor(example) for example in examples)
-        with torch.inference_mode(), _without_warnings():
+        with _tracing():
             model = openvino.convert_model(_copy(module), example_input=tensors, input=shapes)
         settings = {
             "INFERENCE_NUM_THREADS": 1,
@@ -212,7 +212,7 @@ def onnx_model(module: torch.nn.Module, example_inputs: Arrays, dynamic_axes: Dy
     if named:
         named["output"] = {0: "batch"}
     target = io.BytesIO()
-    with torch.inference_mode(), _without_warnings():
+    with _tracing():
         # The exporter through torch.export needs onnxscript, which nothing else here does.
         torch.onnx.export(
             _copy(module), tensors, target, dynamo=False, input_names=names, output_names=["output"], dynamic_axes=named
@@ -241,8 +241,19 @@ def _copy(module: torch.nn.Module) -> torch.nn.Module:
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Tracers warn of Python values that become constants, and of their own age."""
-    with warnings.catch_warnings():
+def _tracing() -> Iterator[None]:
+    """Let converters trace a network: no gradients, and none of their warnings of constants and of their own age."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Plain(TorchFunctionMode):
+        """Writes `x.mT`, which converters do not know, as the transpose that it is."""
+
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func == torch.Tensor.mT.__get__:  # type: ignore[attr-defined]
+                return args[0].transpose(-2, -1)
+            return func(*args, **(kwargs or {}))
+
+    with warnings.catch_warnings(), torch.inference_mode(), Plain():
         warnings.simplefilter("ignore")
         yield

@@ -139,6 +139,16 @@ def test_a_network_without_gradients_or_parameters(name, rng):
     np.testing.assert_allclose(make_engine(Square(), [x], name).run(x), x * x, rtol=1e-6)
 
 
+def test_matrix_transposes_as_networks_write_them(name, rng):
+    class Gram(torch.nn.Module):
+        def forward(self, x):
+            return x @ x.mT + x.transpose(1, 2).sum(1)[:, None]
+
+    x = rng.standard_normal((2, 3, 3)).astype(np.float32)
+    expected = x @ x.transpose(0, 2, 1) + x.sum(axis=2)[:, None, :]
+    np.testing.assert_allclose(make_engine(Gram(), [x], name).run(x), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_unknown_engine_and_axes_that_do_not_fit(network, rng):
     inputs = draw(rng)
     with pytest.raises(ScenarioError, match=r"'tensorrt' is unknown.*torch.*onnxruntime.*openvino"):

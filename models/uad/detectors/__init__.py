@@ -1,7 +1,7 @@
 """Activity detectors by name.
 
 Modules of this package whose name starts without underscore are searched for subclasses of `Detector`: a new
-detector is one new module here and no change elsewhere.
+detector is one new module here and no change elsewhere. Trained weights are detectors by the name of their folder.
 """
 
 from __future__ import annotations
@@ -15,38 +15,58 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from ....errors import ScenarioError
+from . import learned
 from .base import Detection, Detector, Flag
 
-__all__ = ["Detection", "Detector", "Flag", "available", "make"]
+__all__ = ["Detection", "Detector", "Flag", "available", "kind", "make"]
 
 
 def available() -> dict[str, type[Detector]]:
-    """Every detector's class by its name, sorted by name."""
-    return dict(_discovered())
+    """Every detector's class by its name: the classical ones, then those of the shipped weights."""
+    return {**_discovered(), **learned.shipped()}
+
+
+def kind(name: str) -> type[Detector]:
+    """The class of a detector.
+
+    Args:
+        name: One of `available()`, or the path of a folder of weights.
+
+    Raises:
+        ScenarioError: there is no such detector.
+        ModelError: the folder holds no weights of an activity detector.
+    """
+    known = available()
+    if name in known:
+        return known[name]
+    if learned.names_a_path(name):
+        return learned.from_path(name)
+    raise ScenarioError(
+        f"detector {name!r} is unknown; choose one of: {', '.join(known)}, or give the path of a folder of weights"
+    )
 
 
 def make(name: str, preambles: ArrayLike, activity: float, **options: Any) -> Detector:
     """Build a detector from its name.
 
     Args:
-        name: One of `available()`.
+        name: One of `available()`, or the path of a folder of weights.
         preambles: complex64, (max_length, user): the pool.
         activity: Prior probability in (0, 1) that a user sends.
         **options: Options of that detector, see its class.
 
     Raises:
         ScenarioError: if the name or an option is unknown, or a value is out of range.
+        ModelError: weights are damaged or foreign, or do not fit the preambles.
     """
-    known = _discovered()
-    if name not in known:
-        raise ScenarioError(f"detector {name!r} is unknown; choose one of: {', '.join(known)}")
-    allowed = set(inspect.signature(known[name]).parameters) - {"preambles", "activity"}
+    chosen = kind(name)
+    allowed = set(inspect.signature(chosen).parameters) - {"preambles", "activity"}
     unknown = sorted(set(options) - allowed)
     if unknown:
         raise ScenarioError(
             f"detector {name!r} has no option {', '.join(unknown)}; it knows: {', '.join(sorted(allowed))}"
         )
-    return known[name](preambles, activity, **options)
+    return chosen(preambles, activity, **options)
 
 
 @cache
@@ -59,7 +79,7 @@ def _discovered() -> dict[str, type[Detector]]:
         for item in vars(module).values():
             if not (inspect.isclass(item) and issubclass(item, Detector)):
                 continue
-            if item.__module__ != module.__name__ or inspect.isabstract(item):
+            if item.__module__ != module.__name__ or inspect.isabstract(item) or "name" not in vars(item):
                 continue
             if item.name in found:
                 raise RuntimeError(f"two detectors are named {item.name!r}; rename the one in {module.__name__}")

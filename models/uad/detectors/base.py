@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +24,9 @@ class Flag(IntFlag):
     CROWDED = 2
     """More users seem active than a learned detector ever saw in training."""
 
+    UNSTABLE = 4
+    """Scores were no numbers; they are replaced by 0."""
+
     @property
     def meaning(self) -> str:
         """What is said of slots that carry this one flag."""
@@ -33,6 +36,7 @@ class Flag(IntFlag):
 _MEANINGS = {
     Flag.SILENT: "zero throughout: nothing was received",
     Flag.CROWDED: "more users seem active than the detector was trained for",
+    Flag.UNSTABLE: "the detector's scores were no numbers, and count as 0",
 }
 
 
@@ -101,6 +105,26 @@ class Detector(ABC):
         """Number of users that own a preamble."""
         return int(self.preambles.shape[1])
 
+    @classmethod
+    def check(cls, preambles: ArrayLike, lengths: Sequence[int] = ()) -> None:
+        """Refuse what the detector cannot work with, before anything that takes time.
+
+        Args:
+            preambles: complex64, (max_length, user).
+            lengths: Preamble symbols that will be sent.
+
+        Raises:
+            SemairError: they do not fit this detector.
+        """
+        longest = len(np.asarray(preambles))
+        outside = [length for length in lengths if not 1 <= length <= longest]
+        if outside:
+            raise ScenarioError(f"preamble lengths {outside}: the preambles have 1 to {longest} symbols")
+
+    def describe(self) -> dict[str, Any]:
+        """What decides on the scores beside name, options and software; plain values."""
+        return {}
+
     def scores(self, y: ArrayLike, noise_power: ArrayLike) -> NDArray[np.float64]:
         """Score every user in every sample.
 
@@ -114,8 +138,7 @@ class Detector(ABC):
         Raises:
             ValueError: if a shape does not fit, a value is NaN or infinite, or a noise power is not positive.
         """
-        received, noise = self._checked(y, noise_power)
-        return self._scores(received, noise)
+        return self.detect(y, noise_power).scores
 
     def threshold(self, length: int) -> float:
         """Decision threshold for preambles of `length` symbols, interpolated between calibrated lengths."""
@@ -131,9 +154,13 @@ class Detector(ABC):
         """
         received, noise = self._checked(y, noise_power)
         scores = self._scores(received, noise)
+        finite = np.isfinite(scores)
+        scores[~finite] = 0.0
         heard = received.any(axis=(1, 2))
-        active = (scores > self.threshold(received.shape[1])) & heard[:, None]
-        return Detection(scores, active, self._flags(active) | np.where(heard, 0, Flag.SILENT).astype(np.uint8))
+        flags = self._flags(scores)
+        flags[~heard] |= Flag.SILENT
+        flags[~finite.all(axis=1)] |= Flag.UNSTABLE
+        return Detection(scores, (scores > self.threshold(received.shape[1])) & heard[:, None], flags)
 
     def warm_up(self, length: int, n_snapshots: int) -> None:
         """Compile and fill caches for slots of this shape, so that the first real slot is not late."""
@@ -143,11 +170,11 @@ class Detector(ABC):
 
     @abstractmethod
     def _scores(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Score checked input: complex64 (sample, symbol, snapshot), C-contiguous; float64 (sample,)."""
+        """Score checked input: complex64 (sample, symbol, snapshot), C-contiguous; float64 (sample,). A new array."""
 
-    def _flags(self, active: NDArray[np.bool_]) -> NDArray[np.uint8]:
-        """What there is to say about decisions, bool (sample, user); uint8, (sample,)."""
-        return np.zeros(len(active), np.uint8)
+    def _flags(self, scores: NDArray[np.float64]) -> NDArray[np.uint8]:
+        """What there is to say about finite scores, (sample, user); uint8, (sample,), a new array."""
+        return np.zeros(len(scores), np.uint8)
 
     def _checked(self, y: ArrayLike, noise_power: ArrayLike) -> tuple[NDArray[np.complex64], NDArray[np.float64]]:
         received = np.ascontiguousarray(y, dtype=np.complex64)

@@ -1,0 +1,247 @@
+"""Trained networks as activity detectors.
+
+Every folder in `models/uad/weights` is a detector named `uad-` and the folder's name; a path of any other folder
+that `semair train uad` left names a detector too. Listing them reads no card and loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtrc, expit
+
+from ....errors import ModelError, ScenarioError
+from ...cards import CARD_FILE, Card, load_card
+from ...engine import ENGINES, Engine, make_engine
+from ..preambles import qpsk_preambles
+from ..simulate import ensemble_noise_power
+from .base import Detector, Flag
+
+if TYPE_CHECKING:
+    from ..networks import Network
+
+PREFIX = "uad-"
+WEIGHTS = Path(__file__).parents[1] / "weights"
+
+DEFAULT_ENGINE = "onnxruntime"
+"""The fastest for one slot at a time, by `semair benchmark uad --only latency`."""
+
+_RARE = 1e-6
+"""Probability that a slot of the highest activity trained with has more active users than are taken for normal."""
+
+
+class LearnedDetector(Detector):
+    """A trained network: scores are its probabilities that a user is active, to be compared with 0.5.
+
+    Slots go through the network one at a time, so that the bits of a score do not depend on the batch it came in.
+
+    Args:
+        preambles: see `Detector`; for as many users and symbols as the network was trained with, and of the very
+            pool if it was trained with one.
+        activity: see `Detector`.
+        threshold: see `Detector`; None is 0.5.
+        noise: "given" uses the noise power; "unknown" keeps it from the network, which then needs slots in the
+            units that it was trained in, unless it is indifferent to them.
+        engine: What runs the network, see `semair.models.engine`.
+        any_pool: Whether to accept other preambles than those the network was trained with.
+
+    Raises:
+        ModelError: the weights are damaged or foreign, or do not fit the preambles.
+        ScenarioError: an option is out of range.
+        SetupError: the engine's package is not installed.
+    """
+
+    name: ClassVar[str]
+    folder: ClassVar[Path]
+    thresholds: Mapping[int, float] = MappingProxyType({1: 0.5})
+
+    def __init__(
+        self,
+        preambles: ArrayLike,
+        activity: float,
+        *,
+        threshold: float | None = None,
+        noise: Literal["given", "unknown"] = "given",
+        engine: str = DEFAULT_ENGINE,
+        any_pool: bool = False,
+    ) -> None:
+        super().__init__(preambles, activity, threshold=threshold)
+        if noise not in ("given", "unknown"):
+            raise ScenarioError(f"noise={noise!r}; choose one of: given, unknown")
+        if engine not in ENGINES:
+            raise ScenarioError(f"engine={engine!r}; choose one of: {', '.join(ENGINES)}")
+        self.check(self.preambles, any_pool=any_pool)
+        self._noise_given = noise == "given"
+        self._engine_name = engine
+        self.card, self._network = _load(self.folder)
+        self._engines: dict[tuple[tuple[int, ...], ...], Engine] = {}
+        trained = self.card.scenario
+        least_db, most_db = trained["snr_db"]
+        # A network trained at one SNR knows signals in the units of that training alone.
+        self._trained_noise = (
+            ensemble_noise_power(self.n_users, trained["activity"][1], most_db) if least_db == most_db else None
+        )
+        exceeded = bdtrc(np.arange(self.n_users + 1), self.n_users, trained["activity"][1])
+        self._limit = float(np.argmax(exceeded < _RARE))
+
+    @classmethod
+    def check(cls, preambles: ArrayLike, lengths: Sequence[int] = (), any_pool: bool = False) -> None:
+        """Refuse preambles and lengths that the network was not trained for; loads no network.
+
+        Args:
+            preambles: complex64, (max_length, user).
+            lengths: Preamble symbols that will be sent.
+            any_pool: Whether other preambles than those trained with are accepted.
+
+        Raises:
+            ModelError: they do not fit, or there is no such model.
+        """
+        trained = _trained_for(cls.folder)
+        pool = np.asarray(preambles)
+        wanted = (trained["max_length"], trained["n_users"])
+        if pool.shape != wanted:
+            raise ModelError(
+                f"{cls.name} was trained for {wanted[1]} users with preambles of at most {wanted[0]} symbols; here are "
+                f"{pool.shape[1]} users and {pool.shape[0]} symbols. Change the scenario, or train for it: "
+                "semair train uad --help"
+            )
+        if trained["pool"] == "fixed" and not any_pool:
+            known = qpsk_preambles(wanted[1], wanted[0], np.random.default_rng(trained["pool_seed"]))
+            if not np.array_equal(pool, known):
+                raise ModelError(
+                    f"{cls.name} was trained with the preambles of seed {trained['pool_seed']}, and these are others. "
+                    f"Set users.preamble_seed={trained['pool_seed']}, train with these, or set its option "
+                    "any_pool=true to see what it does nevertheless"
+                )
+        cls._check_lengths(lengths)
+
+    @classmethod
+    def _check_lengths(cls, lengths: Sequence[int]) -> None:
+        least, most = _trained_for(cls.folder)["lengths"]
+        outside = sorted({length for length in lengths if not least <= length <= most})
+        if outside:
+            raise ModelError(
+                f"{cls.name} was trained for preambles of {least} to {most} symbols, not of "
+                f"{', '.join(map(str, outside))}; choose other lengths or another detector"
+            )
+
+    def describe(self) -> dict[str, Any]:
+        """Fingerprint of the weights, and the engine."""
+        assert self.card.weights is not None
+        return {"weights_sha256": self.card.weights.sha256, "engine": self._engine_name}
+
+    @property
+    def n_parameters(self) -> int:
+        """Learned numbers."""
+        return self.card.network.n_parameters
+
+    def prepared(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> tuple[NDArray[np.float32], ...]:
+        """What the network's forward takes for slots, complex64 (sample, symbol, snapshot): float32, sample first."""
+        noise = noise_power if self._noise_given else None
+        if noise is not None and self._trained_noise is not None:
+            y = y * np.sqrt(self._trained_noise / noise).astype(np.float32)[:, None, None]
+            noise = np.full_like(noise, self._trained_noise)
+        compiled = getattr(self._network, "prepare_numpy", None)
+        if compiled is not None:
+            return compiled(y, self.preambles, noise, self.activity)
+        import torch
+
+        with torch.inference_mode():
+            told = None if noise is None else torch.tensor(noise, dtype=torch.float32)
+            # A copy: the pool is read-only, which torch has no notion of.
+            tensors = self._network.prepare(torch.tensor(y), torch.tensor(self.preambles), told, self.activity)
+        return tuple(np.ascontiguousarray(tensor.numpy(), dtype=np.float32) for tensor in tensors)
+
+    def _scores(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> NDArray[np.float64]:
+        if len(y):
+            self._check_lengths([y.shape[1]])
+        scores = np.zeros((len(y), self.n_users))
+        for i in range(len(y)):
+            if y[i].any():
+                inputs = self.prepared(y[i : i + 1], noise_power[i : i + 1])
+                scores[i] = expit(self._engine_for(inputs).run(*inputs)[0].astype(np.float64))
+        return scores
+
+    def _engine_for(self, inputs: Sequence[NDArray[np.float32]]) -> Engine:
+        """The engine for inputs of these shapes: sizes that are known leave more to optimise."""
+        shapes = tuple(values.shape for values in inputs)
+        if shapes not in self._engines:
+            self._engines[shapes] = make_engine(self._network, inputs, self._engine_name, [()] * len(inputs))
+        return self._engines[shapes]
+
+    def _flags(self, scores: NDArray[np.float64]) -> NDArray[np.uint8]:
+        # The expected number of active users, if the probabilities are right.
+        return np.where(scores.sum(axis=1) > self._limit, Flag.CROWDED, 0).astype(np.uint8)
+
+
+def shipped() -> dict[str, type[Detector]]:
+    """Classes of the shipped weights, by detector name."""
+    folders = sorted(path.parent for path in WEIGHTS.glob(f"*/{CARD_FILE}"))
+    return {PREFIX + folder.name: _class_of(PREFIX + folder.name, folder) for folder in folders}
+
+
+def from_path(path: str) -> type[Detector]:
+    """Class of the weights in a folder; its detector is named by the path.
+
+    Raises:
+        ModelError: the folder is no model for this task.
+    """
+    folder = Path(path).expanduser()
+    load_card(folder, task="uad")
+    return _class_of(path, folder)
+
+
+def names_a_path(name: str) -> bool:
+    """Whether a detector's name is the path of a folder."""
+    return "/" in name or (Path(name) / CARD_FILE).is_file()
+
+
+@cache
+def _class_of(name: str, folder: Path) -> type[LearnedDetector]:
+    return type("LearnedDetector", (LearnedDetector,), {"name": name, "folder": folder, "__module__": __name__})
+
+
+def _load(folder: Path) -> tuple[Card, Network]:
+    from .. import networks
+
+    return networks.load(folder)
+
+
+def _trained_for(folder: Path) -> dict[str, Any]:
+    """The card's scenario, with the fields that are read here.
+
+    Raises:
+        ModelError: one is missing or of another kind.
+    """
+    path = folder / CARD_FILE
+    return _checked_scenario(folder, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@cache
+def _checked_scenario(folder: Path, _modified_ns: int) -> dict[str, Any]:
+    scenario = load_card(folder, task="uad").scenario
+
+    def pair(key: str, kind: type | tuple[type, ...]) -> bool:
+        value = scenario.get(key)
+        return isinstance(value, list) and len(value) == 2 and all(isinstance(item, kind) for item in value)
+
+    fits = (
+        all(isinstance(scenario.get(key), int) for key in ("n_users", "max_length"))
+        and pair("lengths", int)
+        and pair("activity", (int, float))
+        and pair("snr_db", (int, float))
+        and scenario.get("pool") in ("fixed", "fresh")
+        and (scenario["pool"] == "fresh" or isinstance(scenario.get("pool_seed"), int))
+    )
+    if not fits:
+        raise ModelError(
+            f"{folder / CARD_FILE}: scenario must hold n_users, max_length, lengths, activity, snr_db, pool and "
+            "pool_seed as `semair train uad` writes them; train the model again"
+        )
+    return scenario
