@@ -113,7 +113,7 @@ class Progress:
         share: of the run that is done.
         elapsed_s: wall time spent, earlier sittings included.
         left_s: estimate of what is left.
-        loss: mean since the last validation.
+        loss: mean over the last steps.
         error: error probability per length at the last validation; empty before the first.
     """
 
@@ -360,9 +360,8 @@ class _Run:
             if on_progress is not None and (now - told >= _REPORT_S or self.share >= 1):
                 told = now
                 share = min(self.share, 1.0)
-                loss = float(self.loss_sum) / self.loss_count if self.loss_count else self.curve[-1]["loss"]
                 left_s = self.elapsed_s * (1 - share) / share
-                on_progress(Progress(self.step, share, self.elapsed_s, left_s, loss, dict(self.error)))
+                on_progress(Progress(self.step, share, self.elapsed_s, left_s, self.recent_loss(), dict(self.error)))
         # From here on an interruption costs the final evaluation alone.
         self.save()
         return True
@@ -397,6 +396,12 @@ class _Run:
         # Reading a number waits for the device: seldom on a GPU.
         if self.device.type == "cpu" or self.step % 50 == 0:
             self.refuse_nan()
+
+    def recent_loss(self) -> float:
+        """Mean loss since the last validation; that up to it while too few steps have followed."""
+        if self.curve and self.loss_count < min(50, self.config.validation.every):
+            return float(self.curve[-1]["loss"])
+        return float(self.loss_sum) / max(self.loss_count, 1)
 
     def refuse_nan(self) -> None:
         """Stop before a broken state can replace the last good checkpoint."""

@@ -135,7 +135,7 @@ def test_any_flipped_bit_is_noticed(tmp_path_factory, data):
 
 def test_foreign_weights_are_refused(folder):
     save_file({"someone": torch.ones(3)}, folder / WEIGHTS_FILE)
-    with pytest.raises(ModelError, match="cut or foreign|SHA-256"):
+    with pytest.raises(ModelError, match=r"cut or foreign|SHA-256"):
         load_model(folder)
 
 
