@@ -109,6 +109,9 @@ class Mixture(_Section):
     activity: Range = Field((0.1, 0.1), description="probability that a user sends")
     snr_db: Range = Field((10.0, 10.0), description="total received SNR of the ensemble")
     power_spread_db: Range = Field((0.0, 0.0), description="width of the users' power range, uniform in dB, mean 1")
+    equal_power: float = Field(
+        0.0, ge=0, le=1, description="share of slots whose users are equal in power all the same"
+    )
     pool: Literal["fixed", "fresh"] = Field("fixed", description="one pool of preambles, or a new one for every slot")
     pool_seed: int = Field(1, ge=0, description="of the fixed pool")
     noise_unknown: float = Field(0.0, ge=0, le=1, description="share of batches whose noise power is not told")
@@ -210,7 +213,7 @@ def draw(
 
     snr_db = _between(mixture.snr_db, _uniform((n,), on_device))
     noise_power = activity * mixture.n_users / 10 ** (snr_db / 10)
-    amplitude = _amplitudes(mixture.power_spread_db, slot, n, on_device)
+    amplitude = _amplitudes(mixture, slot, n, on_device)
     if pool is None:
         signs = torch.randint(2, (2, n, mixture.max_length, mixture.n_users), generator=on_device, device=device)
         preambles = torch.complex(*((1.0 - 2.0 * signs) * math.sqrt(0.5)))
@@ -340,12 +343,15 @@ def _lab(lab: LabChannel, sent: Tensor, gathered: Any, slot: Tensor, n: int, gen
     return y
 
 
-def _amplitudes(spread_db: tuple[float, float], slot: Tensor, n: int, generator: torch.Generator) -> Tensor:
+def _amplitudes(mixture: Mixture, slot: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """Square roots of powers uniform in dB with mean 1, their width drawn per slot. Returns float32 (link,)."""
-    if spread_db == (0.0, 0.0):
+    if mixture.power_spread_db == (0.0, 0.0):
         return torch.ones(slot.shape, device=generator.device)
     # Half the width in nepers of power; the least keeps sinh(x)/x from 0/0.
-    half = (_between(spread_db, _uniform((n,), generator)) * math.log(10) / 20).clamp_min(1e-3)
+    half = _between(mixture.power_spread_db, _uniform((n,), generator)) * math.log(10) / 20
+    if mixture.equal_power > 0:
+        half = torch.where(_uniform((n,), generator) < mixture.equal_power, 0.0, half)
+    half = half.clamp_min(1e-3)
     powers = torch.exp(half[slot] * (2 * _uniform(tuple(slot.shape), generator) - 1)) * (half / torch.sinh(half))[slot]
     return powers.sqrt()
 

@@ -1,0 +1,487 @@
+"""Compiled statistics of the posterior around its best set of active users, slot by slot.
+
+The likelihood of a set is that of i.i.d. Rayleigh snapshots, f = M (log|Sigma| + tr(Sigma^-1 C)) plus the prior's
+log-odds for every active user, Sigma = sum_n p_n s_n s_n^H + z I. A few sweeps of coordinate descent propose a set;
+flips of one user and of pairs of users improve it until none helps; gain and noise are then fitted to it. What a
+network is given are the costs of those last flips, which say how far each alternative is from the best set.
+
+Matrices are packed as in `detectors._packed`, in units of the noise power.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..detectors import _packed
+from ..detectors._packed import compiled
+from ..detectors.covariance import _sweep, _sweep_support
+
+N_TOKEN = 15
+"""Features of one candidate user."""
+N_EDGE = 5
+"""Features of a pair of candidates."""
+N_GLOBAL = 13
+"""Features of the slot."""
+
+_FAR = 60.0
+_NOMINAL_SNR = 10.0
+_START_THRESHOLD = 0.42
+_NOISE_PRIOR = 0.5
+_MAX_MOVES = 24
+_SWEEPS = 5
+_SUPPORT_SWEEPS = 4
+_TOLERANCE = 0.3
+
+
+@compiled
+def _cost(v, u):
+    """Change of log|Sigma| + tr(Sigma^-1 C) by +-p s s^H; v, u carry the signed power."""
+    kept = max(1.0 + v, 1e-15)
+    return np.log(kept) - u / kept
+
+
+@compiled
+def _power_if_active(v, u, gain, trust):
+    """Power of a silent user were it active: the gain, moved by `trust` towards the user's own estimate."""
+    if trust == 0.0:
+        return gain
+    own = (u - v) / (v * v * gain)
+    return gain * min(max(1.0 + trust * (own - 1.0), 0.1), 10.0)
+
+
+@compiled
+def _rebuild(noise, users, n_users, powers, s, packed_covariance, inverse, weighted, b, c):
+    """Write Q = Sigma^-1 and P = Q C Q for the first `n_users` of `users`."""
+    side = inverse.shape[0]
+    for i in range(side):
+        for j in range(side):
+            inverse[i, j] = 0.0
+        inverse[i, i] = 1.0 / noise
+    for k in range(n_users):
+        n = users[k]
+        if powers[n] > 0.0:
+            _packed.product(inverse, s[n], b)
+            _packed.subtract_outer(inverse, b, powers[n] / (1.0 + powers[n] * _packed.inner(s[n], b)))
+    _packed.sandwich(inverse, packed_covariance, weighted, b, c)
+
+
+@compiled
+def _relax(packed_covariance, s, forms, gamma, q_matrix, p_matrix, b, c, support):
+    """Coordinate descent on all users' powers, strongest matched filter first.
+
+    Stops early: what follows mends the rest. Returns the number of users with power, written to `support`.
+    """
+    flat = packed_covariance.reshape(-1)
+    for n in range(gamma.size):
+        gamma[n] = -_packed.form(forms[n], flat)
+    order = np.argsort(gamma)
+    gamma[:] = 0.0
+    size = 0
+    for sweep in range(_SWEEPS):
+        _rebuild(1.0, support, size, gamma, s, packed_covariance, q_matrix, p_matrix, b, c)
+        moved = _sweep(order, s, forms, q_matrix, p_matrix, gamma, b, c)
+        size = 0
+        largest = 1.0
+        for n in order:
+            if gamma[n] > 0.0:
+                support[size] = n
+                size += 1
+                largest = max(largest, gamma[n])
+        if sweep > 0 and moved <= _TOLERANCE * largest:
+            break
+        for _ in range(_SUPPORT_SWEEPS):
+            if _sweep_support(support[:size], s, packed_covariance, q_matrix, gamma, b) <= _TOLERANCE * largest:
+                break
+    return size
+
+
+@compiled
+def _coherence(y, lag):
+    """Mean squared coherence of snapshots `lag` apart; 0 where there are none."""
+    length, n_snapshots = y.shape
+    if n_snapshots <= lag:
+        return 0.0
+    above = 0.0
+    below = 0.0
+    for m in range(n_snapshots - lag):
+        re = 0.0
+        im = 0.0
+        one = 0.0
+        two = 0.0
+        for i in range(length):
+            a = 1.0 * y[i, m]  # in double precision
+            d = 1.0 * y[i, m + lag]
+            re += a.real * d.real + a.imag * d.imag
+            im += a.imag * d.real - a.real * d.imag
+            one += a.real * a.real + a.imag * a.imag
+            two += d.real * d.real + d.imag * d.imag
+        above += re * re + im * im
+        below += one * two
+    return above / max(below, 1e-30)
+
+
+@compiled
+def analyse(
+    y,
+    noise_power,
+    s,
+    forms,
+    log_odds,
+    least_tokens,
+    tokens,
+    edges,
+    slot,
+    index,
+    rest,
+):
+    """Statistics of one slot; returns the number of candidates, whose rows of the outputs are written.
+
+    y: complex64 (symbol, snapshot); noise_power: per complex symbol, 0 or less if unknown; s: float64 (user, 2,
+    side); forms: float64 (user, side * side); log_odds: log((1 - p) / p); least_tokens: candidates to take at
+    least. Written: tokens float32 (candidates, N_TOKEN); edges float32 (candidates, candidates, N_EDGE); slot
+    float32 (N_GLOBAL,); index int64 (candidates,), the users; rest float32 (user,), log posterior ratio of every
+    user with all others held.
+    """
+    n_users, _, side = s.shape
+    length, n_snapshots = y.shape
+    most = min(index.size, n_users)
+    packed_covariance = np.empty((side, side))
+    q_matrix = np.empty((side, side))
+    p_matrix = np.empty((side, side))
+    b = np.empty((2, side))
+    c = np.empty((2, side))
+    gamma = np.empty(n_users)
+    powers = np.zeros(n_users)
+    v = np.empty(n_users)
+    u = np.empty(n_users)
+    flip = np.empty(n_users)
+    active = np.zeros(n_users, np.bool_)
+    candidates = np.empty(n_users, np.int64)
+
+    received = 0.0
+    for i in range(length):
+        for m in range(n_snapshots):
+            received += (1.0 * y[i, m].real) ** 2 + (1.0 * y[i, m].imag) ** 2
+    received /= length * n_snapshots
+    known = noise_power > 0.0
+    used = _packed.covariance(
+        y, noise_power if known else max(received, 1e-30) / (1.0 + _NOMINAL_SNR), packed_covariance
+    )
+    received /= used
+
+    noise = 1.0
+    size = _relax(packed_covariance, s, forms, gamma, q_matrix, p_matrix, b, c, candidates)
+    total = 0.0
+    squares = 0.0
+    for k in range(size):
+        total += gamma[candidates[k]]
+        squares += gamma[candidates[k]] ** 2
+    start_gain = max(squares / max(total, 1e-30), 10.0 / (length * np.sqrt(n_snapshots)))
+    gain = start_gain
+    n_active = 0
+    for n in range(n_users):
+        active[n] = gamma[n] > _START_THRESHOLD * start_gain
+        if active[n]:
+            n_active += 1
+    if n_active > 0:
+        gain = max(gain, (received - noise) / n_active)
+
+    # How far the powers of active users differ beyond what their estimates scatter (empirical Bayes).
+    flat_q = q_matrix.reshape(-1)
+    seen = 0.0
+    expected = 0.0
+    if n_active > 2:
+        mean = 0.0
+        for n in range(n_users):
+            if active[n]:
+                mean += gamma[n] / n_active
+        for n in range(n_users):
+            if active[n]:
+                around = _packed.form(forms[n], flat_q)
+                alone = around / max(1.0 - gamma[n] * around, 1e-9)
+                seen += (gamma[n] / mean - 1.0) ** 2 / (n_active - 1)
+                expected += (1.0 / (alone * mean) + 1.0) ** 2 / (n_snapshots * n_active)
+    spread = seen / max(expected, 1e-30)
+    trust = 0.0
+    if spread > 2.0:
+        trust = 1.0 - 2.0 / spread
+    for n in range(n_users):
+        if active[n]:
+            powers[n] = gain * min(max(1.0 + trust * (gamma[n] / gain - 1.0), 0.1), 10.0)
+
+    big_b = np.empty((most, 2, side))
+    big_c = np.empty((most, 2, side))
+    sent = np.empty((most, 2, side))
+    own_v = np.empty(most)
+    own_u = np.empty(most)
+    own = np.empty(most)
+    signed = np.empty(most)
+    odds = np.empty(most)
+    pair = np.zeros((most, most))
+    shared = np.zeros((most, most))
+    shared_c = np.zeros((most, most))
+    moves = 0
+    n_candidates = 0
+    for outer in range(2):
+        n_active = 0
+        for n in range(n_users):
+            if active[n]:
+                candidates[n_active] = n
+                n_active += 1
+        _rebuild(noise, candidates, n_active, powers, s, packed_covariance, q_matrix, p_matrix, b, c)
+        flat_p = p_matrix.reshape(-1)
+        for n in range(n_users):
+            v[n] = _packed.form(forms[n], flat_q)
+            u[n] = _packed.form(forms[n], flat_p)
+            if active[n]:
+                flip[n] = -_FAR * n_snapshots
+            else:
+                p = _power_if_active(v[n], u[n], gain, trust)
+                flip[n] = n_snapshots * _cost(p * v[n], p * u[n]) + log_odds
+        # The active users come first, being the least; then the silent ones that cost least.
+        ranked = np.argsort(flip)
+        n_candidates = min(most, max(least_tokens, n_active + 16))
+        for k in range(n_candidates):
+            candidates[k] = ranked[k]
+            sent[k] = s[ranked[k]]
+        while True:
+            best = 0.0
+            first = -1
+            second = -1
+            for k in range(n_candidates):
+                n = candidates[k]
+                _packed.product(q_matrix, sent[k], big_b[k])
+                _packed.product(p_matrix, sent[k], big_c[k])
+                own_v[k] = _packed.inner(sent[k], big_b[k])
+                own_u[k] = _packed.inner(sent[k], big_c[k])
+                if active[n]:
+                    signed[k] = -powers[n]
+                    odds[k] = -log_odds
+                else:
+                    signed[k] = _power_if_active(own_v[k], own_u[k], gain, trust)
+                    odds[k] = log_odds
+                own[k] = n_snapshots * _cost(signed[k] * own_v[k], signed[k] * own_u[k]) + odds[k]
+                if own[k] < best:
+                    best = own[k]
+                    first = k
+                    second = -1
+            for k in range(n_candidates):
+                for t in range(k):
+                    # G = s_t^H Q s_k and U = s_t^H P s_k.
+                    g_re = 0.0
+                    g_im = 0.0
+                    u_re = 0.0
+                    u_im = 0.0
+                    for d in range(side):
+                        g_re += sent[t, 0, d] * big_b[k, 0, d] + sent[t, 1, d] * big_b[k, 1, d]
+                        g_im += sent[t, 0, d] * big_b[k, 1, d] - sent[t, 1, d] * big_b[k, 0, d]
+                        u_re += sent[t, 0, d] * big_c[k, 0, d] + sent[t, 1, d] * big_c[k, 1, d]
+                        u_im += sent[t, 0, d] * big_c[k, 1, d] - sent[t, 1, d] * big_c[k, 0, d]
+                    coupling = g_re * g_re + g_im * g_im
+                    i = k
+                    j = t
+                    if active[candidates[t]]:
+                        i = t
+                        j = k
+                    factor = signed[i] / max(1.0 + signed[i] * own_v[i], 1e-15)
+                    v_j = max(own_v[j] - factor * coupling, 1e-12)
+                    u_j = max(
+                        own_u[j] - 2.0 * factor * (g_re * u_re + g_im * u_im) + factor * factor * coupling * own_u[i],
+                        0.0,
+                    )
+                    step = signed[j]
+                    if step > 0.0:
+                        step = _power_if_active(v_j, u_j, gain, trust)
+                    both = own[i] + n_snapshots * _cost(step * v_j, step * u_j) + odds[j]
+                    pair[k, t] = both
+                    shared[k, t] = coupling
+                    shared_c[k, t] = u_re * u_re + u_im * u_im
+                    if both < best:
+                        best = both
+                        first = i
+                        second = j
+            # Moves that gain less than rounding could go round in circles.
+            if moves >= _MAX_MOVES or best >= -1e-9 * n_snapshots:
+                break
+            moves += 1
+            for k in (first, second):
+                if k >= 0:
+                    n = candidates[k]
+                    powers[n] = 0.0 if active[n] else signed[k]
+                    active[n] = not active[n]
+            _rebuild(noise, candidates, n_candidates, powers, s, packed_covariance, q_matrix, p_matrix, b, c)
+        if outer == 1:
+            break
+        # One Fisher scoring step for the gain and, where unknown, the noise power, given the set.
+        slope = 0.0
+        curve = 0.0
+        cross = 0.0
+        n_active = 0
+        for k in range(n_candidates):
+            n = candidates[k]
+            if active[n]:
+                n_active += 1
+                share = powers[n] / gain
+                slope += share * (own_u[k] - own_v[k])
+                curve += (share * own_v[k]) ** 2
+                for d in range(side):
+                    cross += share * (big_b[k, 0, d] ** 2 + big_b[k, 1, d] ** 2)
+                for t in range(k):
+                    if active[candidates[t]]:
+                        curve += 2.0 * share * powers[candidates[t]] / gain * shared[k, t]
+        if n_active > 0:
+            change = slope / curve
+            if not known:
+                slope_noise = 0.0
+                curve_noise = 0.0
+                for i in range(length):
+                    slope_noise += p_matrix[i, i] - q_matrix[i, i]
+                    for j in range(length):
+                        curve_noise += q_matrix[i, j] * q_matrix[i, j]
+                slope_noise -= _NOISE_PRIOR * np.log(noise) / (noise * n_snapshots)
+                curve_noise += _NOISE_PRIOR / (noise * noise * n_snapshots)
+                determinant = max(curve * curve_noise - cross * cross, 1e-9 * curve * curve_noise)
+                change = (slope * curve_noise - slope_noise * cross) / determinant
+                change_noise = (slope_noise * curve - slope * cross) / determinant
+                noise = min(max(noise + change_noise, 0.5 * noise), 2.0 * noise)
+            factor = min(max(1.0 + change / gain, 0.5), 2.0)
+            gain *= factor
+            for k in range(n_candidates):
+                n = candidates[k]
+                if active[n]:
+                    powers[n] *= factor
+                    if trust > 0.0:
+                        moved = (own_u[k] - own_v[k]) / (own_v[k] * own_v[k])
+                        ratio = (powers[n] + trust * moved) / gain
+                        powers[n] = gain * min(max(ratio, 0.1), 10.0)
+
+    # ---- what the network sees
+    gathered = np.empty(n_candidates)
+    nearest = np.full(n_candidates, _FAR)
+    second_nearest = np.full(n_candidates, _FAR)
+    weights = 1.0
+    for k in range(n_candidates):
+        gathered[k] = np.exp(-min(max(own[k], -20.0), _FAR))
+        weights += gathered[k]
+    for k in range(n_candidates):
+        for e in range(N_EDGE):
+            edges[k, k, e] = 0.0
+        edges[k, k, 4] = 1.0
+        for t in range(k):
+            both = pair[k, t]
+            weight = np.exp(-min(max(both, -20.0), _FAR))
+            gathered[k] += weight
+            gathered[t] += weight
+            weights += weight
+            for place in (k, t):
+                if both < nearest[place]:
+                    second_nearest[place] = nearest[place]
+                    nearest[place] = both
+                elif both < second_nearest[place]:
+                    second_nearest[place] = both
+            edges[k, t, 0] = shared[k, t] / max(own_v[k] * own_v[t], 1e-30)
+            edges[k, t, 1] = shared_c[k, t] / max(own_u[k] * own_u[t], 1e-30)
+            edges[k, t, 2] = np.tanh((both - own[k] - own[t]) / 20.0)
+            edges[k, t, 3] = np.exp(-max(both, 0.0) / 4.0)
+            edges[k, t, 4] = 0.0
+            for e in range(N_EDGE):
+                edges[t, k, e] = edges[k, t, e]
+    n_active = 0
+    flat_covariance = packed_covariance.reshape(-1)
+    for n in range(n_users):
+        if not active[n]:
+            p = _power_if_active(v[n], u[n], gain, trust)
+            rest[n] = -(n_snapshots * _cost(p * v[n], p * u[n]) + log_odds)
+    for k in range(n_candidates):
+        n = candidates[k]
+        index[k] = n
+        sign = 1.0 if active[n] else -1.0
+        rest[n] = sign * own[k]
+        if active[n]:
+            n_active += 1
+        kept = max(1.0 - powers[n] * own_v[k], 1e-9) if active[n] else 1.0
+        v_0 = own_v[k] / kept
+        u_0 = own_u[k] / (kept * kept)
+        ratio = max(u_0 / v_0, 1e-9)
+        free = n_snapshots * (ratio - 1.0 - np.log(ratio))
+        estimate = (u_0 - v_0) / (v_0 * v_0)
+        share = min(gathered[k] / weights, 1.0 - 1e-9)
+        tokens[k, 0] = sign
+        tokens[k, 1] = np.arcsinh(sign * own[k] / 2.0)
+        tokens[k, 2] = -sign * (np.log(share) - np.log(1.0 - share)) / 4.0
+        tokens[k, 3] = min(max(estimate / gain, -1.0), 4.0) - 0.5
+        tokens[k, 4] = np.log1p(free / 4.0) if estimate > 0.0 else -np.log1p(free / 4.0)
+        tokens[k, 5] = np.log(gain * v_0)
+        tokens[k, 6] = np.log(ratio)
+        tokens[k, 7] = np.tanh(nearest[k] / 8.0)
+        tokens[k, 8] = np.tanh(second_nearest[k] / 8.0)
+        tokens[k, 9] = min(gamma[n] / start_gain, 4.0) - 0.5
+        tokens[k, 10] = np.log(
+            max(_packed.form(forms[n], flat_covariance), 1e-9) / (length * length * max(received, 1e-9))
+        )
+        tokens[k, 11] = np.tanh(sign * own[k] / 8.0)
+        tokens[k, 12] = np.log(max(powers[n], 1e-9) / gain) if active[n] else 0.0
+        tokens[k, 13] = np.tanh((nearest[k] - own[k]) / 8.0)
+        tokens[k, 14] = np.exp(-max(own[k], 0.0) / 4.0)
+    fit = 0.0
+    for i in range(side):
+        for j in range(side):
+            fit += q_matrix[i, j] * packed_covariance[i, j]
+    slot[0] = length / 28.0
+    slot[1] = np.log2(n_snapshots / 64.0) / 2.0
+    slot[2] = n_active / 10.0 - 1.3
+    slot[3] = np.log(max(gain, 1e-9) / noise)
+    slot[4] = np.log(start_gain / gain)
+    slot[5] = log_odds - 2.2
+    slot[6] = (fit / length - 1.0) * 5.0
+    slot[7] = np.log(max(received, 1e-9) / noise) - 2.4
+    slot[8] = moves / 4.0
+    slot[9] = 1.0 if known else 0.0
+    slot[10] = trust
+    slot[11] = _coherence(y, 1) * 10.0 - 1.0
+    slot[12] = _coherence(y, 8) * 10.0 - 1.0
+    return n_candidates
+
+
+@compiled
+def _pack(preambles, length, s, forms):
+    """Write the first symbols of a pool, complex64 (symbol, user), as `_packed.columns` and `_packed.forms`."""
+    s[:] = 0.0
+    forms[:] = 0.0
+    side = s.shape[2]
+    for n in range(s.shape[0]):
+        for i in range(length):
+            s[n, 0, i] = preambles[i, n].real
+            s[n, 1, i] = preambles[i, n].imag
+        for i in range(length):
+            for j in range(length):
+                forms[n, i * side + j] = s[n, 0, i] * (s[n, 0, j] - s[n, 1, j]) + s[n, 1, i] * (s[n, 0, j] + s[n, 1, j])
+
+
+@compiled
+def analyse_all(y, noise_power, pools, log_odds, least_tokens, first, last, tokens, edges, slot, index, rest, sizes):
+    """`analyse` for slots `first` to `last`, and the number of candidates of each in `sizes`.
+
+    pools: complex64 (1 or slot, symbol, user). The outputs have a leading axis of slots.
+    """
+    length = y.shape[1]
+    n_users = pools.shape[2]
+    side = -(-length // _packed.PAD) * _packed.PAD
+    s = np.empty((n_users, 2, side))
+    forms = np.empty((n_users, side * side))
+    for k in range(first, last):
+        if k == first or pools.shape[0] > 1:
+            _pack(pools[k if pools.shape[0] > 1 else 0], length, s, forms)
+        sizes[k] = analyse(
+            y[k],
+            noise_power[k],
+            s,
+            forms,
+            log_odds,
+            least_tokens,
+            tokens[k],
+            edges[k],
+            slot[k],
+            index[k],
+            rest[k],
+        )

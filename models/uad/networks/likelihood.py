@@ -1,0 +1,179 @@
+"""Attention over the users that the likelihood leaves in doubt."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from torch import Tensor, nn
+
+from . import _posterior
+from .base import Network, NetworkConfig, checked_slots
+
+_MASKED = -1e4
+_REST_LIMIT = 40.0
+
+
+class LikelihoodConfig(NetworkConfig):
+    """Sizes of a `LikelihoodTransformer`."""
+
+    max_length: int = Field(28, ge=1, description="symbols of the longest preamble")
+    width: int = Field(32, ge=4, description="features of a token")
+    n_layers: int = Field(2, ge=1, le=16)
+    n_heads: int = Field(4, ge=1)
+    feedforward: int = Field(64, ge=4, description="hidden width of the layers' feed-forward part")
+    edge_width: int = Field(8, ge=1, description="hidden width of what turns pair features into attention")
+    least_candidates: int = Field(32, ge=2, description="users looked at, at least")
+    most_candidates: int = Field(64, ge=2, description="users looked at, at most")
+
+
+class LikelihoodTransformer(Network):
+    """Finds active users from the costs of alternatives around the most likely set.
+
+    `prepare` searches the set of users that maximises the posterior of i.i.d. Rayleigh snapshots (coordinate descent,
+    then flips of one and two users), fits the common gain and an unknown noise power to it, and hands on the
+    candidates: what each flip and each pair of flips would cost, matched and whitened energies, the prior and the
+    noise level. `forward` weighs these alternatives with attention whose scores see the pairs, and corrects the
+    log-odds that the flips alone would give. Trained with cross-entropy the result is a marginal probability, where
+    the search alone returns the jointly most likely set.
+
+    Any number of users, snapshots and preamble symbols up to `max_length`; any pool.
+    """
+
+    kind: ClassVar[str] = "likelihood"
+    Config: ClassVar[type[NetworkConfig]] = LikelihoodConfig
+
+    def __init__(self, config: LikelihoodConfig) -> None:
+        super().__init__(config)
+        if config.width % config.n_heads:
+            raise ValueError(f"width={config.width} must be a multiple of n_heads={config.n_heads}")
+        if config.least_candidates > config.most_candidates:
+            raise ValueError(
+                f"least_candidates={config.least_candidates} exceeds most_candidates={config.most_candidates}"
+            )
+        self.sizes = config
+        width = config.width
+        self.embed = nn.Linear(_posterior.N_TOKEN, width)
+        self.embed_slot = nn.Linear(_posterior.N_GLOBAL, width)
+        self.edge_hidden = nn.Linear(_posterior.N_EDGE, config.edge_width)
+        self.edge_scores = nn.Linear(config.edge_width, config.n_layers * config.n_heads)
+        self.layers = nn.ModuleList(_Layer(width, config.n_heads, config.feedforward) for _ in range(config.n_layers))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, 1)
+        self.trust = nn.Parameter(torch.tensor([0.5, 0.1]))
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def prepare(self, y: Tensor, preambles: Tensor, noise_power: Tensor | None, activity: float) -> tuple[Tensor, ...]:
+        """See `Network`. The statistics are computed on the processor, by as many threads as torch may use.
+
+        Returns:
+            tokens float32 (batch, candidate, feature); valid float32 (batch, candidate), 0 where a slot has fewer
+            candidates; edges float32 (batch, candidate, candidate, feature); slot float32 (batch, feature); index
+            int64 (batch, candidate): the candidates' users; rest float32 (batch, user): log-odds of every user with
+            all others held.
+        """
+        checked_slots(y, preambles, self.sizes.max_length)
+        noise = None if noise_power is None else noise_power.detach().cpu().double().numpy()
+        pools = preambles.detach().cpu().resolve_conj().numpy()
+        arrays = self._statistics(
+            np.ascontiguousarray(y.detach().cpu().resolve_conj().numpy(), np.complex64),
+            np.ascontiguousarray(pools if pools.ndim == 3 else pools[None], np.complex64),
+            noise,
+            activity,
+            torch.get_num_threads(),
+        )
+        return tuple(torch.from_numpy(array).to(y.device, non_blocking=True) for array in arrays)
+
+    def prepare_numpy(
+        self,
+        y: NDArray[np.complex64],
+        preambles: NDArray[np.complex64],
+        noise_power: NDArray[np.floating] | None,
+        activity: float,
+    ) -> tuple[NDArray, ...]:
+        """As `prepare`, on arrays and with one thread.
+
+        Args:
+            y: complex64, (batch, symbol, snapshot).
+            preambles: complex64, (max_length, user), or (batch, max_length, user).
+            noise_power: float, (batch,), or None.
+            activity: prior probability that a user sends.
+        """
+        pools = np.ascontiguousarray(preambles if preambles.ndim == 3 else preambles[None], np.complex64)
+        return self._statistics(np.ascontiguousarray(y, np.complex64), pools, noise_power, activity, 1)
+
+    def _statistics(
+        self,
+        y: NDArray[np.complex64],
+        pools: NDArray[np.complex64],
+        noise_power: NDArray[np.floating] | None,
+        activity: float,
+        n_threads: int,
+    ) -> tuple[NDArray, ...]:
+        n, most, n_users = len(y), min(self.sizes.most_candidates, pools.shape[2]), pools.shape[2]
+        noise = np.zeros(n) if noise_power is None else np.asarray(noise_power, np.float64)
+        tokens = np.zeros((n, most, _posterior.N_TOKEN), np.float32)
+        edges = np.zeros((n, most, most, _posterior.N_EDGE), np.float32)
+        slot = np.empty((n, _posterior.N_GLOBAL), np.float32)
+        index = np.zeros((n, most), np.int64)
+        rest = np.empty((n, n_users), np.float32)
+        sizes = np.empty(n, np.int64)
+        log_odds = float(np.log((1 - activity) / activity))
+        shared = (y, noise, pools, log_odds, self.sizes.least_candidates)
+        outputs = (tokens, edges, slot, index, rest, sizes)
+        parts = max(1, min(n_threads, n // 8))
+        bounds = [n * k // parts for k in range(parts + 1)]
+        if parts == 1:
+            _posterior.analyse_all(*shared, 0, n, *outputs)
+        else:
+            with ThreadPoolExecutor(parts) as threads:
+                list(threads.map(lambda a, b: _posterior.analyse_all(*shared, a, b, *outputs), bounds[:-1], bounds[1:]))
+        used = int(sizes.max(initial=1))
+        valid = (np.arange(used) < sizes[:, None]).astype(np.float32)
+        # Padding points at users beyond the last, whose scores are thrown away.
+        index = np.where(valid > 0, index[:, :used], n_users)
+        return tokens[:, :used], valid, edges[:, :used, :used], slot, index, rest
+
+    def forward(self, *prepared: Tensor) -> Tensor:
+        """See `Network`; takes what `prepare` returns."""
+        tokens, valid, edges, slot, index, rest = prepared
+        x = self.embed(tokens) + self.embed_slot(slot)[:, None]
+        scores = self.edge_scores(torch.relu(self.edge_hidden(edges)))
+        scores = scores + (_MASKED * (1.0 - valid))[:, None, :, None]
+        # One leading axis of layers and heads: (batch, layer * head, candidate, candidate).
+        scores = scores.permute(0, 3, 1, 2)
+        heads = self.sizes.n_heads
+        for k, layer in enumerate(self.layers):
+            x = layer(x, scores[:, k * heads : (k + 1) * heads])
+        found = self.head(self.norm(x))[:, :, 0] + 8.0 * self.trust[0] * tokens[:, :, 2]
+        others = self.trust[1] * rest.clamp(-_REST_LIMIT, _REST_LIMIT)
+        padded = torch.cat([others, others.new_zeros(others.shape[0], 1)], 1)
+        return padded.scatter(1, index, found)[:, :-1]
+
+
+class _Layer(nn.Module):
+    """Pre-norm attention and feed-forward; the attention's scores get a bias from outside."""
+
+    def __init__(self, width: int, n_heads: int, feedforward: int) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.norm_feedforward = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, feedforward)
+        self.back = nn.Linear(feedforward, width)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        batch, n, width = x.shape
+        size = width // self.n_heads
+        mixed = self.queries_keys_values(self.norm_attention(x)).view(batch, n, 3, self.n_heads, size)
+        q, k, v = mixed.permute(2, 0, 3, 1, 4)
+        weights = torch.softmax(q @ k.transpose(2, 3) * size**-0.5 + bias, dim=3)
+        x = x + self.out((weights @ v).transpose(1, 2).reshape(batch, n, width))
+        return x + self.back(torch.relu(self.hidden(self.norm_feedforward(x))))
