@@ -13,7 +13,7 @@ import numpy as np
 
 from ..captures.devicetime import DeviceTime
 from ..captures.reader import Recording
-from ..errors import RecordingError, ScenarioError
+from ..errors import RecordingError
 from ..models.statistics import Interval, mean_ci95
 from ..models.uad import detectors as engines
 from ..models.uad.detectors.base import Detector
@@ -183,14 +183,29 @@ def _recording(live: RunFolder | None) -> tuple[Recording | None, str]:
 def other_detectors(run: Run, names: Sequence[str] | None) -> list[str]:
     """Detectors to set beside the run's own.
 
+    Unasked these are the classical ones, the weights that are named like the scenario, and those that have decided
+    on this recording already.
+
+    Args:
+        run: the run.
+        names: those asked for; None: all of the above.
+
     Raises:
-        ScenarioError: one is unknown.
+        SemairError: one is unknown.
     """
-    known = engines.available()
-    for name in names or ():
-        if name not in known:
-            raise ScenarioError(f"detector {name!r} is unknown; choose one of: {', '.join(known)}")
-    return [name for name in (known if names is None else names) if name != run.info["detector"]]
+    if names is None:
+        users = run.scenario.users
+        decided = {str(run.live_info.get("detector"))}
+        names = [
+            name
+            for name in engines.suiting(run.scenario.preambles(), users.preamble_lengths)
+            if not name.startswith(engines.LEARNED)
+            or name in {engines.LEARNED + run.scenario.name, *decided}
+            or (run.live is not None and run.live.replay(name).metrics.is_file())
+        ]
+    for name in names:
+        engines.kind(name)
+    return [name for name in names if name != run.info["detector"]]
 
 
 def judge_run(run: Run) -> Judged:

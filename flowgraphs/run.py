@@ -15,7 +15,7 @@ from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.waveforms.access import access_burst
 from ..captures.collection import write_collection
 from ..captures.writer import RecordingWriter
-from ..errors import RecordingError, ReplayMismatch, ScenarioError, StorageError
+from ..errors import ModelError, RecordingError, ReplayMismatch, ScenarioError, StorageError
 from ..hardware.discover import backend
 from ..hardware.radio import Link, Radio, Settings
 from ..hardware.replay import ReplayRadio
@@ -142,7 +142,9 @@ def make_detector(scenario: Scenario, name: str | None = None, options: dict[str
     activity = min(max(users.activity, 0.5 / users.n_users), 1 - 0.5 / users.n_users)
     if name is None:
         name, options = scenario.detector.name, scenario.detector.options
-    return detectors.make(name, scenario.preambles(), activity, **(options or {}))
+    made = detectors.make(name, scenario.preambles(), activity, **(options or {}))
+    made.check_lengths(users.preamble_lengths)
+    return made
 
 
 class _Logs:
@@ -263,6 +265,7 @@ def run_random_access(
         **provenance(),
         "scenario": scenario_dict(scenario),
         "detector": detector.name,
+        "detector_facts": detector.describe(),
         "frames": n_frames,
         "radio": {
             "kind": radio.kind,
@@ -350,9 +353,15 @@ def replay_run(
     scenario = live_folder.scenario()
     if options and detector is None:
         raise ScenarioError(f"options {', '.join(options)} are given without a detector; name theirs with --detector")
-    live_name = str(live_folder.read_json(live_folder.run_json)["detector"])
+    live_run = live_folder.read_json(live_folder.run_json)
+    live_name = str(live_run["detector"])
     same = detector is None or (detector == live_name and not options)
     engine = make_detector(scenario) if same else make_detector(scenario, detector, options)
+    if same and live_run.get("detector_facts", engine.describe()) != engine.describe():
+        raise ModelError(
+            f"{folder}: detector {live_name} is no longer what it was in the run: {live_run['detector_facts']} then, "
+            f"{engine.describe()} now; bring the run's weights back, or name a detector with --detector"
+        )
     radio = ReplayRadio.open(str(live_folder.recording), make_link(scenario))
     actual = radio.configure(requested_settings(scenario))
     replay_folder = live_folder.replay("same" if same else engine.name)
@@ -368,6 +377,7 @@ def replay_run(
             **provenance(),
             "scenario": scenario_dict(scenario),
             "detector": engine.name,
+            "detector_facts": engine.describe(),
             "options": scenario.detector.options if same else options or {},
             "radio": {"kind": radio.kind, "actual": actual.as_dict(), "facts": radio.facts()},
         },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -202,8 +203,8 @@ class RunFolder:
         return read_rows(path)
 
     def replay(self, name: str) -> RunFolder:
-        """Folder of one replay."""
-        return RunFolder(self.path / "replays" / name)
+        """Folder of one replay; of the path of a detector's weights, what may stand in a file name."""
+        return RunFolder(self.path / "replays" / re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-."))
 
 
 def provenance() -> dict[str, Any]:

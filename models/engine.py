@@ -149,10 +149,13 @@ class _OnnxRuntime:
         options.log_severity_level = 3
         model = onnx_model(module, examples, axes)
         self._session = runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        self._names = [value.name for value in self._session.get_inputs()]
+        # What the network leaves unused is no input of the model.
+        used = {value.name for value in self._session.get_inputs()}
+        self._names = [name if name in used else None for name in _input_names(len(examples))]
 
     def run(self, *inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._session.run(None, dict(zip(self._names, inputs, strict=True)))[0]
+        feed = {name: values for name, values in zip(self._names, inputs, strict=True) if name is not None}
+        return self._session.run(None, feed)[0]
 
 
 class _OpenVino:
@@ -191,7 +194,7 @@ ENGINES: dict[str, Callable[[Any, Any, Any], Engine]] = {
 
 
 def onnx_model(module: torch.nn.Module, example_inputs: Arrays, dynamic_axes: DynamicAxes | None = None) -> bytes:
-    """Export a network as ONNX with inputs `input_0`, `input_1` ... and output `output`.
+    """Export a network as ONNX with inputs `input_0`, `input_1` ..., as far as it uses them, and output `output`.
 
     Args:
         module, example_inputs, dynamic_axes: see `make_engine`.
@@ -202,7 +205,7 @@ def onnx_model(module: torch.nn.Module, example_inputs: Arrays, dynamic_axes: Dy
     torch = _packages("torch")
     axes = [(0,)] * len(example_inputs) if dynamic_axes is None else dynamic_axes
     tensors = tuple(torch.tensor(example) for example in example_inputs)
-    names = [f"input_{k}" for k in range(len(tensors))]
+    names = _input_names(len(tensors))
     # One symbol per distinct size, so that axes that grow together stay together.
     named = {
         name: {axis: f"size_{tensor.shape[axis]}" if axis else "batch" for axis in dynamic}
@@ -218,6 +221,10 @@ def onnx_model(module: torch.nn.Module, example_inputs: Arrays, dynamic_axes: Dy
             _copy(module), tensors, target, dynamo=False, input_names=names, output_names=["output"], dynamic_axes=named
         )
     return target.getvalue()
+
+
+def _input_names(n_inputs: int) -> list[str]:
+    return [f"input_{k}" for k in range(n_inputs)]
 
 
 _PACKAGES = {"torch": ("torch",), "onnxruntime": ("onnx", "onnxruntime"), "openvino": ("openvino",)}

@@ -149,6 +149,18 @@ def test_matrix_transposes_as_networks_write_them(name, rng):
     np.testing.assert_allclose(make_engine(Gram(), [x], name).run(x), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("unused", [0, 1, 2])
+def test_an_input_that_the_network_leaves_unused(name, unused, rng):
+    class Partial(torch.nn.Module):
+        def forward(self, *inputs):
+            first, second = (values for k, values in enumerate(inputs) if k != unused)
+            return first - 2 * second
+
+    inputs = [rng.standard_normal((2, 3)).astype(np.float32) for _ in range(3)]
+    first, second = (values for k, values in enumerate(inputs) if k != unused)
+    np.testing.assert_allclose(make_engine(Partial(), inputs, name).run(*inputs), first - 2 * second, rtol=1e-6)
+
+
 def test_unknown_engine_and_axes_that_do_not_fit(network, rng):
     inputs = draw(rng)
     with pytest.raises(ScenarioError, match=r"'tensorrt' is unknown.*torch.*onnxruntime.*openvino"):

@@ -308,6 +308,13 @@ def test_default_threshold_is_interpolated_and_finite(name, pool):
     assert detectors.make(name, pool, ACTIVITY, threshold=0.7).threshold(9) == 0.7
 
 
+def test_lengths_are_checked_before_a_run(pool):
+    detector = detectors.make("cd", pool, ACTIVITY)
+    detector.check_lengths([1, 20])
+    with pytest.raises(ScenarioError, match=r"\[0, 21\].*1 to 20"):
+        detector.check_lengths([21, 5, 0])
+
+
 def test_options_that_count_and_that_measure():
     assert base.checked_count("n", np.int64(3)) == 3
     assert base.checked_positive("x", np.float32(0.5)) == 0.5

@@ -9,21 +9,44 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
 from numpy.typing import ArrayLike
 
-from ....errors import ScenarioError
+from ....errors import ModelError, ScenarioError
 from . import learned
 from .base import Detection, Detector, Flag
 
-__all__ = ["Detection", "Detector", "Flag", "available", "kind", "make"]
+LEARNED = learned.PREFIX
+"""What the names of all shipped weights start with."""
+
+__all__ = ["LEARNED", "Detection", "Detector", "Flag", "available", "kind", "make", "suiting"]
 
 
 def available() -> dict[str, type[Detector]]:
     """Every detector's class by its name: the classical ones, then those of the shipped weights."""
     return {**_discovered(), **learned.shipped()}
+
+
+def suiting(preambles: ArrayLike, lengths: Iterable[int]) -> list[str]:
+    """Names among `available()` of the detectors that take these preambles and lengths.
+
+    Args:
+        preambles: complex64, (max_length, user): the pool.
+        lengths: Preamble symbols that will be sent.
+    """
+    names = []
+    for name, chosen in available().items():
+        if issubclass(chosen, learned.LearnedDetector):
+            try:
+                chosen.check_pool(preambles)
+                chosen.refuse_lengths(lengths)
+            except ModelError:
+                continue
+        names.append(name)
+    return names
 
 
 def kind(name: str) -> type[Detector]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any, ClassVar
@@ -105,21 +105,15 @@ class Detector(ABC):
         """Number of users that own a preamble."""
         return int(self.preambles.shape[1])
 
-    @classmethod
-    def check(cls, preambles: ArrayLike, lengths: Sequence[int] = ()) -> None:
-        """Refuse what the detector cannot work with, before anything that takes time.
-
-        Args:
-            preambles: complex64, (max_length, user).
-            lengths: Preamble symbols that will be sent.
+    def check_lengths(self, lengths: Iterable[int]) -> None:
+        """Refuse preamble lengths that cannot be detected, before anything that takes time.
 
         Raises:
-            SemairError: they do not fit this detector.
+            SemairError: one of them, in symbols, does not suit this detector.
         """
-        longest = len(np.asarray(preambles))
-        outside = [length for length in lengths if not 1 <= length <= longest]
+        outside = sorted({length for length in lengths if not 1 <= length <= self.max_length})
         if outside:
-            raise ScenarioError(f"preamble lengths {outside}: the preambles have 1 to {longest} symbols")
+            raise ScenarioError(f"preamble lengths {outside}: the preambles have 1 to {self.max_length} symbols")
 
     def describe(self) -> dict[str, Any]:
         """What decides on the scores beside name, options and software; plain values."""

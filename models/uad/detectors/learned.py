@@ -6,7 +6,7 @@ that `semair train uad` left names a detector too. Listing them reads no card an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -76,7 +76,7 @@ class LearnedDetector(Detector):
             raise ScenarioError(f"noise={noise!r}; choose one of: given, unknown")
         if engine not in ENGINES:
             raise ScenarioError(f"engine={engine!r}; choose one of: {', '.join(ENGINES)}")
-        self.check(self.preambles, any_pool=any_pool)
+        self.check_pool(self.preambles, any_pool)
         self._noise_given = noise == "given"
         self._engine_name = engine
         self.card, self._network = _load(self.folder)
@@ -91,12 +91,11 @@ class LearnedDetector(Detector):
         self._limit = float(np.argmax(exceeded < _RARE))
 
     @classmethod
-    def check(cls, preambles: ArrayLike, lengths: Sequence[int] = (), any_pool: bool = False) -> None:
-        """Refuse preambles and lengths that the network was not trained for; loads no network.
+    def check_pool(cls, preambles: ArrayLike, any_pool: bool = False) -> None:
+        """Refuse preambles that the network was not trained for; loads no network.
 
         Args:
             preambles: complex64, (max_length, user).
-            lengths: Preamble symbols that will be sent.
             any_pool: Whether other preambles than those trained with are accepted.
 
         Raises:
@@ -119,10 +118,14 @@ class LearnedDetector(Detector):
                     f"Set users.preamble_seed={trained['pool_seed']}, train with these, or set its option "
                     "any_pool=true to see what it does nevertheless"
                 )
-        cls._check_lengths(lengths)
 
     @classmethod
-    def _check_lengths(cls, lengths: Sequence[int]) -> None:
+    def refuse_lengths(cls, lengths: Iterable[int]) -> None:
+        """Refuse preamble lengths, in symbols, that the network was not trained for; loads no network.
+
+        Raises:
+            ModelError: there is one.
+        """
         least, most = _trained_for(cls.folder)["lengths"]
         outside = sorted({length for length in lengths if not least <= length <= most})
         if outside:
@@ -130,6 +133,10 @@ class LearnedDetector(Detector):
                 f"{cls.name} was trained for preambles of {least} to {most} symbols, not of "
                 f"{', '.join(map(str, outside))}; choose other lengths or another detector"
             )
+
+    def check_lengths(self, lengths: Iterable[int]) -> None:
+        """As `refuse_lengths`; see `Detector`."""
+        self.refuse_lengths(lengths)
 
     def describe(self) -> dict[str, Any]:
         """Fingerprint of the weights, and the engine."""
@@ -160,7 +167,7 @@ class LearnedDetector(Detector):
 
     def _scores(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> NDArray[np.float64]:
         if len(y):
-            self._check_lengths([y.shape[1]])
+            self.refuse_lengths([y.shape[1]])
         scores = np.zeros((len(y), self.n_users))
         for i in range(len(y)):
             if y[i].any():
