@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -540,14 +540,20 @@ def _training_progress(quiet: bool) -> Iterator[Callable[[trainer.Progress], Non
     columns = (SpinnerColumn(), BarColumn(), TaskProgressColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
         task = bar.add_task("starting", total=1.0)
+        logged: Mapping[int, float] = {}
 
         def update(state: trainer.Progress) -> None:
+            nonlocal logged
             lengths = sorted(state.error)
             shown = sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]}) if lengths else []
             errors = ", ".join(f"L={length} {state.error[length]:.1e}" for length in shown) or "none yet"
             minutes, seconds = divmod(round(state.left_s), 60)
             text = f"step {state.step}, loss {state.loss:.4f}, error {errors}, {minutes}:{seconds:02d} left"
             bar.update(task, completed=state.share, description=text)
+            # A log gets one line for every validation.
+            if not err.is_terminal and state.error != logged:
+                logged = state.error
+                err.print(text, markup=False, highlight=False, soft_wrap=True)
 
         yield update
 
