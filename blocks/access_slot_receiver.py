@@ -9,13 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from .messages import extended, field, pack
+from .messages import extended, fields_of, pack
 from .runtime import FRAME, RX_END, RX_TIME, Failsafe, gr, guarded, input_tags, pmt, time_ticks
 from .waveforms.frame import FrameFormat
 from .waveforms.frame_sync import AccessSlot, AccessSlotCutter, FrameStart
 
 SLOT = pmt.intern("slot")
 _CHUNK_SAMPLES = 4096
+# So that a burst of slots from one large chunk need not wait for the detector.
+_BUFFERED_SLOTS = 64
 
 
 class AccessSlotReceiver(Failsafe, gr.basic_block):
@@ -52,6 +54,9 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
         self._details: dict[int, Any] = {}
         self._ready: deque[AccessSlot] = deque()
         self.set_tag_propagation_policy(gr.TPP_DONT)
+        # GNU Radio writes a line about the buffer to standard output, where commands write JSON.
+        self.set_log_level("warn")
+        self.set_min_output_buffer(_BUFFERED_SLOTS)
         self.message_port_register_out(pmt.intern("dropped"))
 
     def forecast(self, noutput_items: int, ninputs: int) -> list[int]:
@@ -100,29 +105,29 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
                     for frame in self.cutter.interrupt():
                         self._drop(frame)
             elif pmt.equal(tag.key, FRAME):
-                details = self._frame_table(tag)
-                self._details[tag.offset] = details
-                self.cutter.announce(
-                    FrameStart(
-                        tag.offset,
-                        field(details, "fraction"),
-                        field(details, "cfo_hz"),
-                        field(details, "metric"),
-                        field(details, "snr_db"),
-                        field(details, "frame"),
-                        field(details, "counted"),
-                        np.empty(0, np.complex64),
-                    )
-                )
+                self._announce(tag)
         self._ready.extend(self.cutter.process([row[done:] for row in samples]))
 
-    def _frame_table(self, tag: gr.tag_t) -> Any:
+    def _announce(self, tag: gr.tag_t) -> None:
         if not pmt.is_dict(tag.value):
             raise ValueError(
                 f"the `frame` tag at sample {tag.offset} is {tag.value} and not the dictionary of a frame "
                 "synchroniser: put one before this block"
             )
-        return tag.value
+        told = fields_of(tag.value)
+        self.cutter.announce(
+            FrameStart(
+                tag.offset,
+                told["fraction"],
+                told["cfo_hz"],
+                told["metric"],
+                told["snr_db"],
+                told["frame"],
+                told["counted"],
+                np.empty(0, np.complex64),
+            )
+        )
+        self._details[tag.offset] = tag.value
 
     def _breaks(self, tag: gr.tag_t) -> bool:
         """Whether a time tag does not continue the time before it."""
@@ -137,7 +142,7 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
         details = self._details.pop(frame.start)
         fields = {
             "frame": frame.frame_number,
-            "sample_time": field(details, "sample_time"),
+            "sample_time": fields_of(details)["sample_time"],
             "reason": "samples were lost inside the slot",
         }
         self.message_port_pub(pmt.intern("dropped"), pack(fields))

@@ -97,12 +97,12 @@ def noise_powers(samples: np.ndarray, frame_format: FrameFormat) -> np.ndarray:
     return _mean_powers(cells.reshape(len(cells), -1))
 
 
-@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
+@njit(cache=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy")
 def _mean_powers(values):
     """Mean square of the magnitude of each row; complex64 (rows, n) -> float64 (rows,)."""
     out = np.empty(values.shape[0])
     for a in range(values.shape[0]):
-        total = 0.0
+        total = np.float64(0)
         for k in range(values.shape[1]):
             re, im = np.float64(values[a, k].real), np.float64(values[a, k].imag)
             total += re * re + im * im
@@ -128,7 +128,7 @@ def level_antennas(snapshots: np.ndarray, noise_per_antenna: np.ndarray) -> tupl
     return values, float(_level(values, np.asarray(noise_per_antenna, np.float64)))
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def _level(snapshots, noise):
     """Work of `level_antennas`, in place; returns the noise power."""
     power = 0.0
@@ -136,7 +136,7 @@ def _level(snapshots, noise):
         for k in range(snapshots.shape[1]):
             power += snapshots[i, k].real ** 2 + snapshots[i, k].imag ** 2
     floor = max(_LEAST_NOISE_SHARE * power / max(snapshots.size, 1), _LEAST_NOISE_POWER)
-    mean = max(noise.mean(), floor)
+    mean = max(float(noise.mean()), floor)
     n_groups = snapshots.shape[1] // noise.size
     for a in range(noise.size):
         if noise[a] > max(_DEAD_SHARE * mean, floor):

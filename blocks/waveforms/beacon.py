@@ -179,7 +179,7 @@ def _equalise(re, im, weight, signs, out_re, out_im):
         out_im[k] = im[k] * gain
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def _combine(cells, inverse_training, smoother, bit_of_cell, scrambling, soft, symbols):
     """Estimate the channel, combine header cells over antennas, and sum them up per bit.
 

@@ -31,7 +31,7 @@ def modulate(grid: np.ndarray, cp_samples: int) -> np.ndarray:
     return np.concatenate([time[:, -cp_samples:], time], axis=1).reshape(-1).astype(np.complex64)
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _windows(samples, turns, first, step, out):
     """Cut the transform windows out of the samples and remove an offset of `turns` per sample.
 
@@ -58,7 +58,7 @@ def _windows(samples, turns, first, step, out):
                 out[a, s, k] = complex(x.real * re[k] - x.imag * im[k], x.real * im[k] + x.imag * re[k])
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, fastmath=_FAST, error_model="numpy")
 def _pick_cells(spectra, bins, frequencies, shift_samples, out):
     """Take some bins out of the spectra and undo a shift in time; out: complex64, (antennas, symbols, bins)."""
     n_antennas, n_symbols, n_bins = out.shape

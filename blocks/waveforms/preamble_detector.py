@@ -205,7 +205,7 @@ def _add_scaled_real(g, p_re, p_im, d_re, d_im):
         d_im[i] += g * p_im[i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def _above(value, level):
     """Indices where value >= level."""
     found = np.empty(value.shape[0], np.int64)
@@ -558,7 +558,7 @@ def _suppress(i, starts, metrics, distance, sidelobe, state, weaker_only, rank):
             j += direction
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@njit(cache=True, error_model="numpy")
 def _pick(starts, metrics, known_until, distance, sidelobe):
     """Decide which candidates are preambles: 1 accepted, -1 suppressed, 0 still open.
 
