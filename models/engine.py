@@ -1,7 +1,7 @@
 """Inference engines: one network's forward, run on one core by torch, ONNX Runtime or OpenVINO.
 
     engine = make_engine(network, example_inputs, "onnxruntime")
-    outputs = engine.run(features, level)           # float32 arrays in, float32 array out
+    outputs = engine.run(features, level)           # arrays in, float32 array out
 
 All engines hold the network as it was when they were made, use one thread, and give the same bits for the same
 input. Which one is fastest depends on the network: `latencies` measures them on the very inputs.
@@ -27,7 +27,9 @@ from ..errors import ScenarioError, SetupError
 if TYPE_CHECKING:
     import torch
 
-Arrays = Sequence[NDArray[np.float32]]
+Arrays = Sequence[NDArray[Any]]
+"""float32, or int64 for indices."""
+
 DynamicAxes = Sequence[Sequence[int]]
 """Per input the axes whose sizes may differ from those of the example."""
 
@@ -41,11 +43,11 @@ class Engine(Protocol):
 
     name: str
 
-    def run(self, *inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         """Compute the network's output.
 
         Args:
-            *inputs: float32, C-contiguous, of the shapes of the example but for the dynamic axes.
+            *inputs: C-contiguous, of the example's types, and of its shapes but for the dynamic axes.
 
         Returns:
             float32, a new array.
@@ -63,7 +65,7 @@ def make_engine(
 
     Args:
         module: Takes real tensors and returns one; put into evaluation mode.
-        example_inputs: float32, one array per input of `forward`, of typical shapes.
+        example_inputs: float32 or int64, one array per input of `forward`, of typical shapes.
         name: One of `ENGINES`.
         dynamic_axes: Per input the axes whose sizes may vary; None: the first of each, the batch. Fixed sizes
             (`[()] * n`) leave more to optimise. Python code in `forward` that depends on a size is frozen at
@@ -76,7 +78,7 @@ def make_engine(
     """
     if name not in ENGINES:
         raise ScenarioError(f"engine {name!r} is unknown; choose one of: {', '.join(ENGINES)}")
-    examples = [np.ascontiguousarray(example, dtype=np.float32) for example in example_inputs]
+    examples = [np.ascontiguousarray(example) for example in example_inputs]
     axes: list[tuple[int, ...]] = [(0,)] * len(examples) if dynamic_axes is None else [tuple(a) for a in dynamic_axes]
     within = all(0 <= axis < example.ndim for example, dynamic in zip(examples, axes, strict=False) for axis in dynamic)
     if len(axes) != len(examples) or not within:
@@ -97,7 +99,7 @@ def latencies(
 
     Args:
         module: The network.
-        inputs: float32, what is run, again and again; sizes are fixed at its own.
+        inputs: float32 or int64, what is run, again and again; sizes are fixed at its own.
         n_runs: Timed runs of each engine.
         names: Engines; None: those installed.
 
@@ -126,7 +128,7 @@ class _Torch:
         self._module = _copy(module)
         self.run(*examples)
 
-    def run(self, *inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         torch = self._torch
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -153,7 +155,7 @@ class _OnnxRuntime:
         used = {value.name for value in self._session.get_inputs()}
         self._names = [name if name in used else None for name in _input_names(len(examples))]
 
-    def run(self, *inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         feed = {name: values for name, values in zip(self._names, inputs, strict=True) if name is not None}
         return self._session.run(None, feed)[0]
 
@@ -180,7 +182,7 @@ class _OpenVino:
         }
         self._request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
 
-    def run(self, *inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         found = self._request.infer(list(inputs), share_inputs=True, share_outputs=True)
         return np.array(found[0])
 

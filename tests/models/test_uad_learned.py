@@ -49,16 +49,18 @@ SCENARIO = {
 }
 
 
-def save(folder: Path, change=lambda network: None, task: str = "uad", **scenario) -> Path:
+def save(folder: Path, kind: str = "heterogeneous", config=CONFIG, task: str = "uad", **scenario) -> Path:
     """A tiny network with random weights, as training would leave it."""
     torch.manual_seed(2)
-    network = networks.build("heterogeneous", CONFIG)
+    network = networks.build(kind, config)
     with torch.no_grad():
-        change(network)
+        for parameter in network.parameters():
+            if parameter.dim() > 1 and not parameter.any():
+                parameter.normal_(0, 0.3)
     card = Card(
         name=folder.name,
         task=task,
-        network=NetworkSection(kind="heterogeneous", config=network.config.model_dump(mode="json"), n_parameters=7),
+        network=NetworkSection(kind=kind, config=network.config.model_dump(mode="json"), n_parameters=7),
         scenario={**SCENARIO, **scenario},
         training=TrainingSection(command="none", steps=0, samples=0, time_s=0.0),
     )
@@ -86,7 +88,7 @@ def double(folder: Path, batch) -> np.ndarray:
         prepared = network.prepare(
             torch.tensor(batch.y), torch.tensor(POOL), torch.tensor(batch.noise_power, dtype=torch.float32), 0.15
         )
-        logits = network.double()(*(tensor.double() for tensor in prepared))
+        logits = network.double()(*(t.double() if t.is_floating_point() else t for t in prepared))
     return torch.sigmoid(logits).numpy()
 
 
@@ -171,6 +173,23 @@ def test_compiled_preparation_is_used_where_a_network_has_one(folder, rng, monke
     assert {call[2] for call in calls} == {None}
 
 
+def test_sizes_that_differ_from_slot_to_slot_need_one_engine(tmp_path, rng):
+    pool = qpsk_preambles(60, MAX_LENGTH, rng)
+    config = {"max_length": MAX_LENGTH, "width": 8, "least_candidates": 2, "most_candidates": 60}
+    folder = save(tmp_path / "likelihood", "likelihood", config, n_users=60, pool="fresh", pool_seed=None)
+    batch = draw_batch(rng, pool, 12, 9, 16, 0.1, 15.0)
+    detector = make(folder, pool, 0.1)
+    scores = detector.scores(batch.y, batch.noise_power)
+    sizes = {detector.prepared(batch.y[i : i + 1], batch.noise_power[i : i + 1])[0].shape[1] for i in range(12)}
+    assert len(sizes) > 2
+    assert len(detector._engines) == 1
+    another = make(folder, pool, 0.1)
+    for i in (7, 3, 11):
+        np.testing.assert_array_equal(another.scores(batch.y[i : i + 1], batch.noise_power[i : i + 1])[0], scores[i])
+    in_torch = make(folder, pool, 0.1, engine="torch").scores(batch.y, batch.noise_power)
+    np.testing.assert_allclose(scores, in_torch, rtol=0, atol=1e-5)
+
+
 def test_units_do_not_matter_to_a_network_trained_at_one_snr(tmp_path, rng):
     batch = draw(rng)
     detector = make(save(tmp_path / "one-snr", snr_db=[10.0, 10.0]))
@@ -247,10 +266,10 @@ def test_another_number_of_users_or_symbols_is_refused(folder, shape):
 
 def test_another_pool_is_refused_unless_asked_for(folder, tmp_path, rng):
     pool = qpsk_preambles(N_USERS, MAX_LENGTH, np.random.default_rng(SEED + 1))
-    with pytest.raises(ModelError, match=r"preambles of seed 5.*any_pool=true"):
+    with pytest.raises(ModelError, match=r"preambles of seed 5.*beyond_training=true"):
         make(folder, pool)
     batch = draw(rng)
-    scores = make(folder, pool, any_pool=True).scores(batch.y, batch.noise_power)
+    scores = make(folder, pool, beyond_training=True).scores(batch.y, batch.noise_power)
     assert not np.array_equal(scores, make(folder).scores(batch.y, batch.noise_power))
     fresh = save(tmp_path / "fresh", pool="fresh", pool_seed=None)
     np.testing.assert_array_equal(make(fresh, pool).scores(batch.y, batch.noise_power), scores)
@@ -265,6 +284,11 @@ def test_length_outside_the_trained_range_is_refused(folder, length):
     with pytest.raises(ModelError, match=f"not of {length}"):
         detector.check_lengths([4, length, 10])
     detector.check_lengths([4, 10])
+    nevertheless = make(folder, beyond_training=True)
+    nevertheless.check_lengths([length])
+    assert np.isfinite(nevertheless.detect(np.ones((1, length, 16)), 1.0).scores).all()
+    with pytest.raises(ScenarioError, match="1 to 10"):
+        nevertheless.check_lengths([11])
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

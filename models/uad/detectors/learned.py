@@ -49,7 +49,8 @@ class LearnedDetector(Detector):
         noise: "given" uses the noise power; "unknown" keeps it from the network, which then needs slots in the
             units that it was trained in, unless it is indifferent to them.
         engine: What runs the network, see `semair.models.engine`.
-        any_pool: Whether to accept other preambles than those the network was trained with.
+        beyond_training: Whether to go on with preambles and lengths that the network was not trained with, to see
+            what it does.
 
     Raises:
         ModelError: the weights are damaged or foreign, or do not fit the preambles.
@@ -69,14 +70,15 @@ class LearnedDetector(Detector):
         threshold: float | None = None,
         noise: Literal["given", "unknown"] = "given",
         engine: str = DEFAULT_ENGINE,
-        any_pool: bool = False,
+        beyond_training: bool = False,
     ) -> None:
         super().__init__(preambles, activity, threshold=threshold)
         if noise not in ("given", "unknown"):
             raise ScenarioError(f"noise={noise!r}; choose one of: given, unknown")
         if engine not in ENGINES:
             raise ScenarioError(f"engine={engine!r}; choose one of: {', '.join(ENGINES)}")
-        self.check_pool(self.preambles, any_pool)
+        self.check_pool(self.preambles, beyond_training)
+        self._beyond_training = beyond_training
         self._noise_given = noise == "given"
         self._engine_name = engine
         self.card, self._network = _load(self.folder)
@@ -91,12 +93,12 @@ class LearnedDetector(Detector):
         self._limit = float(np.argmax(exceeded < _RARE))
 
     @classmethod
-    def check_pool(cls, preambles: ArrayLike, any_pool: bool = False) -> None:
+    def check_pool(cls, preambles: ArrayLike, beyond_training: bool = False) -> None:
         """Refuse preambles that the network was not trained for; loads no network.
 
         Args:
             preambles: complex64, (max_length, user).
-            any_pool: Whether other preambles than those trained with are accepted.
+            beyond_training: Whether preambles are accepted that it was not trained with, of the same shape.
 
         Raises:
             ModelError: they do not fit, or there is no such model.
@@ -110,13 +112,13 @@ class LearnedDetector(Detector):
                 f"{pool.shape[1]} users and {pool.shape[0]} symbols. Change the scenario, or train for it: "
                 "semair train uad --help"
             )
-        if trained["pool"] == "fixed" and not any_pool:
+        if trained["pool"] == "fixed" and not beyond_training:
             known = qpsk_preambles(wanted[1], wanted[0], np.random.default_rng(trained["pool_seed"]))
             if not np.array_equal(pool, known):
                 raise ModelError(
                     f"{cls.name} was trained with the preambles of seed {trained['pool_seed']}, and these are others. "
                     f"Set users.preamble_seed={trained['pool_seed']}, train with these, or set its option "
-                    "any_pool=true to see what it does nevertheless"
+                    "beyond_training=true to see what it does nevertheless"
                 )
 
     @classmethod
@@ -131,12 +133,15 @@ class LearnedDetector(Detector):
         if outside:
             raise ModelError(
                 f"{cls.name} was trained for preambles of {least} to {most} symbols, not of "
-                f"{', '.join(map(str, outside))}; choose other lengths or another detector"
+                f"{', '.join(map(str, outside))}; choose other lengths or another detector, or set its option "
+                "beyond_training=true to see what it does nevertheless"
             )
 
     def check_lengths(self, lengths: Iterable[int]) -> None:
-        """As `refuse_lengths`; see `Detector`."""
-        self.refuse_lengths(lengths)
+        """As `refuse_lengths`, unless told to go beyond training; see `Detector`."""
+        super().check_lengths(lengths)
+        if not self._beyond_training:
+            self.refuse_lengths(lengths)
 
     def describe(self) -> dict[str, Any]:
         """Fingerprint of the weights, and the engine."""
@@ -148,8 +153,8 @@ class LearnedDetector(Detector):
         """Learned numbers."""
         return self.card.network.n_parameters
 
-    def prepared(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> tuple[NDArray[np.float32], ...]:
-        """What the network's forward takes for slots, complex64 (sample, symbol, snapshot): float32, sample first."""
+    def prepared(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
+        """What the network's forward takes for slots, complex64 (sample, symbol, snapshot): arrays, sample first."""
         noise = noise_power if self._noise_given else None
         if noise is not None and self._trained_noise is not None:
             y = y * np.sqrt(self._trained_noise / noise).astype(np.float32)[:, None, None]
@@ -163,11 +168,11 @@ class LearnedDetector(Detector):
             told = None if noise is None else torch.tensor(noise, dtype=torch.float32)
             # A copy: the pool is read-only, which torch has no notion of.
             tensors = self._network.prepare(torch.tensor(y), torch.tensor(self.preambles), told, self.activity)
-        return tuple(np.ascontiguousarray(tensor.numpy(), dtype=np.float32) for tensor in tensors)
+        return tuple(np.ascontiguousarray(tensor.numpy()) for tensor in tensors)
 
     def _scores(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> NDArray[np.float64]:
         if len(y):
-            self.refuse_lengths([y.shape[1]])
+            self.check_lengths([y.shape[1]])
         scores = np.zeros((len(y), self.n_users))
         for i in range(len(y)):
             if y[i].any():
@@ -175,12 +180,16 @@ class LearnedDetector(Detector):
                 scores[i] = expit(self._engine_for(inputs).run(*inputs)[0].astype(np.float64))
         return scores
 
-    def _engine_for(self, inputs: Sequence[NDArray[np.float32]]) -> Engine:
+    def _engine_for(self, inputs: Sequence[NDArray[Any]]) -> Engine:
         """The engine for inputs of these shapes: sizes that are known leave more to optimise."""
-        shapes = tuple(values.shape for values in inputs)
-        if shapes not in self._engines:
-            self._engines[shapes] = make_engine(self._network, inputs, self._engine_name, [()] * len(inputs))
-        return self._engines[shapes]
+        axes = self._network.dynamic_axes or [()] * len(inputs)
+        key = tuple(
+            tuple(-1 if axis in varying else size for axis, size in enumerate(values.shape))
+            for values, varying in zip(inputs, axes, strict=True)
+        )
+        if key not in self._engines:
+            self._engines[key] = make_engine(self._network, inputs, self._engine_name, axes)
+        return self._engines[key]
 
     def _flags(self, scores: NDArray[np.float64]) -> NDArray[np.uint8]:
         # The expected number of active users, if the probabilities are right.

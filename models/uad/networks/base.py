@@ -33,6 +33,9 @@ class Network(nn.Module):
     Config: ClassVar[type[NetworkConfig]]
     """Class of its configuration."""
 
+    dynamic_axes: ClassVar[tuple[tuple[int, ...], ...] | None] = None
+    """Per tensor of `prepare` the axes whose sizes differ between slots of one shape; None: of none, but the batch."""
+
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
