@@ -113,8 +113,8 @@ def test_training_uses_the_same_formulas_with_a_shared_pool(fields):
     assert x[0].stride(0) == 0
     expected = torch.nn.functional.binary_cross_entropy_with_logits(network(*x), drawn.active.float())
     apart = network.loss(drawn.active, x[0].contiguous(), *x[1:])
-    assert float(network.loss(drawn.active, *x)) == pytest.approx(float(expected), rel=1e-5)
-    assert float(apart) == pytest.approx(float(expected), rel=1e-5)
+    torch.testing.assert_close(network.loss(drawn.active, *x), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(apart, expected, rtol=1e-5, atol=0)
 
 
 def test_input_is_the_padded_covariance_of_what_was_received():
@@ -186,7 +186,7 @@ def test_weighted_loss_weighs_both_classes_alike_and_keeps_posterior_log_odds():
     p = torch.sigmoid(balanced.double())
     a = drawn.active.double()
     expected = -2 * (0.8 * a * p.log() + 0.2 * (1 - a) * (1 - p).log()).mean()
-    assert float(network.loss(drawn.active, *x)) == pytest.approx(float(expected), rel=1e-5)
+    assert network.loss(drawn.active, *x).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_batch_norm_has_statistics_per_token_and_shared_gain():

@@ -328,6 +328,13 @@ def test_training_runs_on_a_gpu(tmp_path):
     assert card.training.curve[-1]["loss"] < card.training.curve[0]["loss"]
 
 
+def test_half_precision_trains_and_is_evaluated_in_full(tmp_path):
+    card = train(config(optimiser={"steps": 40, "precision": "bfloat16"}), tmp_path).card
+    assert card is not None
+    assert card.training.curve[-1]["loss"] < card.training.curve[0]["loss"]
+    assert all(tensor.dtype != torch.bfloat16 for tensor in load_model(tmp_path)[1].values())
+
+
 def test_schedules():
     cosine = OptimiserSection(lr=2.0e-3, warmup=0.1, final_lr=0.1)
     assert learning_rate(cosine, 0.05) == pytest.approx(1e-3)
