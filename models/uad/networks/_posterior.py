@@ -22,12 +22,19 @@ N_EDGE = 5
 """Features of a pair of candidates."""
 N_GLOBAL = 13
 """Features of the slot."""
+N_BEAM_TOKEN = 5
+"""Features of one candidate user that come from a planar array's beams."""
+N_BEAM_EDGE = 1
+"""Features of a pair that come from the beams."""
 
 _FAR = 60.0
 _NOMINAL_SNR = 10.0
 _START_THRESHOLD = 0.42
 _NOISE_PRIOR = 0.5
 _MAX_MOVES = 24
+_BEAM_STEPS = 20
+# Elevation beams that hold less than this share of the strongest one's power are left out.
+_BEAM_SHARE = 0.05
 _SWEEPS = 5
 _SUPPORT_SWEEPS = 4
 _TOLERANCE = 0.3
@@ -50,8 +57,8 @@ def _power_if_active(v, u, gain, trust):
 
 
 @compiled
-def _rebuild(noise, users, n_users, powers, s, packed_covariance, inverse, weighted, b, c):
-    """Write Q = Sigma^-1 and P = Q C Q for the first `n_users` of `users`."""
+def _invert(noise, users, n_users, powers, s, inverse, b):
+    """Write Q = Sigma^-1 for the first `n_users` of `users`."""
     side = inverse.shape[0]
     for i in range(side):
         for j in range(side):
@@ -62,6 +69,12 @@ def _rebuild(noise, users, n_users, powers, s, packed_covariance, inverse, weigh
         if powers[n] > 0.0:
             _packed.product(inverse, s[n], b)
             _packed.subtract_outer(inverse, b, powers[n] / (1.0 + powers[n] * _packed.inner(s[n], b)))
+
+
+@compiled
+def _rebuild(noise, users, n_users, powers, s, packed_covariance, inverse, weighted, b, c):
+    """Write Q = Sigma^-1 and P = Q C Q for the first `n_users` of `users`."""
+    _invert(noise, users, n_users, powers, s, inverse, b)
     _packed.sandwich(inverse, packed_covariance, weighted, b, c)
 
 
@@ -444,6 +457,110 @@ def analyse(
 
 
 @compiled
+def beam_statistics(z, noise, gain, s, forms, index, n_candidates, rest, tokens, edges):
+    """What the beams of a planar array say of the candidates of one slot.
+
+    Users come from few directions each: in every azimuth beam only some of them are heard. Each user gets a power per
+    azimuth beam, smooth from beam to beam; expectation maximisation finds them, and lets those of silent users fade
+    (sparse Bayesian learning). The elevation beams share one profile, read off the slot.
+
+    z: complex128 (symbol, elevation beam, azimuth beam); noise, gain: per symbol, in the units of |z|^2; s, forms: see
+    `analyse`; index: int64 (candidates,); rest: float32 (user,), of `analyse`. Written: tokens float32 (candidates,
+    N_BEAM_TOKEN); edges float32 (candidates, candidates, N_BEAM_EDGE).
+    """
+    length, n_up, n_along = z.shape
+    side = s.shape[2]
+    profile = np.zeros(n_up)
+    largest = 0.0
+    for e in range(n_up):
+        for i in range(length):
+            for a in range(n_along):
+                profile[e] += z[i, e, a].real ** 2 + z[i, e, a].imag ** 2
+        profile[e] = max(profile[e] / (length * n_along) - noise, 0.0)
+        largest = max(largest, profile[e])
+    total = max(profile.sum(), 1e-30)
+    used = 0
+    for e in range(n_up):
+        keep = profile[e] > _BEAM_SHARE * largest
+        profile[e] = profile[e] / total * n_up if keep else 0.0
+        used += 1 if keep else 0
+
+    everyone = np.arange(n_candidates)
+    sent = np.empty((n_candidates, 2, side))
+    sent_forms = np.empty((n_candidates, forms.shape[1]))
+    powers = np.empty((n_candidates, n_along))
+    for k in range(n_candidates):
+        sent[k] = s[index[k]]
+        sent_forms[k] = forms[index[k]]
+        start = 1.0 / (1.0 + np.exp(-min(max(rest[index[k]] / 8.0, -4.0), 4.0)))
+        for a in range(n_along):
+            powers[k, a] = gain * start
+    fresh = np.empty((n_candidates, n_along))
+    now = np.empty(n_candidates)
+    cost = np.zeros(n_candidates)
+    inverse = np.empty((side, side))
+    b = np.empty((2, side))
+    heard = np.empty((2, side))
+    white = np.empty((2, side))
+    for step in range(_BEAM_STEPS + 1):
+        last = step == _BEAM_STEPS
+        fresh[:] = 0.0
+        for a in range(n_along):
+            for e in range(n_up):
+                if profile[e] == 0.0:
+                    continue
+                for k in range(n_candidates):
+                    now[k] = powers[k, a] * profile[e]
+                _invert(noise, everyone, n_candidates, now, sent, inverse, b)
+                heard[:] = 0.0
+                for i in range(length):
+                    heard[0, i] = z[i, e, a].real
+                    heard[1, i] = z[i, e, a].imag
+                _packed.product(inverse, heard, white)
+                flat = inverse.reshape(-1)
+                for k in range(n_candidates):
+                    v = _packed.form(sent_forms[k], flat)
+                    re = 0.0
+                    im = 0.0
+                    for i in range(side):
+                        re += sent[k, 0, i] * white[0, i] + sent[k, 1, i] * white[1, i]
+                        im += sent[k, 0, i] * white[1, i] - sent[k, 1, i] * white[0, i]
+                    u = re * re + im * im
+                    p = now[k]
+                    if last:
+                        kept = max(1.0 - p * v, 1e-9)
+                        cost[k] += np.log(kept) + p * u / kept
+                    else:
+                        fresh[k, a] += max(p * p * u + p - p * p * v, 0.0) / profile[e]
+        if last:
+            break
+        for k in range(n_candidates):
+            for a in range(n_along):
+                left = fresh[k, a - 1 if a > 0 else n_along - 1]
+                right = fresh[k, a + 1 if a < n_along - 1 else 0]
+                powers[k, a] = (0.5 * fresh[k, a] + 0.25 * (left + right)) / max(used, 1)
+    for k in range(n_candidates):
+        mean = 0.0
+        peak = 0.0
+        for a in range(n_along):
+            mean += powers[k, a] / n_along
+            peak = max(peak, powers[k, a])
+        tokens[k, 0] = np.arcsinh(cost[k] / 2.0)
+        tokens[k, 1] = np.tanh(cost[k] / 8.0)
+        tokens[k, 2] = np.log(mean / gain + 1e-3) / 2.0
+        tokens[k, 3] = min(mean / gain, 4.0) - 0.5
+        tokens[k, 4] = peak / max(n_along * mean, 1e-30)
+        for t in range(k + 1):
+            other = 0.0
+            both = 0.0
+            for a in range(n_along):
+                other += powers[t, a] / n_along
+                both += np.sqrt(powers[k, a] * powers[t, a]) / n_along
+            edges[k, t, 0] = both / max(np.sqrt(mean * other), 1e-30)
+            edges[t, k, 0] = edges[k, t, 0]
+
+
+@compiled
 def _pack(preambles, length, s, forms):
     """Write the first symbols of a pool, complex64 (symbol, user), as `_packed.columns` and `_packed.forms`."""
     s[:] = 0.0
@@ -459,12 +576,15 @@ def _pack(preambles, length, s, forms):
 
 
 @compiled
-def analyse_all(y, noise_power, pools, log_odds, least_tokens, first, last, tokens, edges, slot, index, rest, sizes):
+def analyse_all(
+    y, beams, noise_power, pools, log_odds, least_tokens, first, last, tokens, edges, slot, index, rest, sizes
+):
     """`analyse` for slots `first` to `last`, and the number of candidates of each in `sizes`.
 
-    pools: complex64 (1 or slot, symbol, user). The outputs have a leading axis of slots.
+    beams: complex64 (slot, symbol, elevation beam, azimuth beam), or with no slots for none; pools: complex64 (1 or
+    slot, symbol, user). The outputs have a leading axis of slots; features of the beams follow the others.
     """
-    length = y.shape[1]
+    length, n_snapshots = y.shape[1:]
     n_users = pools.shape[2]
     side = -(-length // _packed.PAD) * _packed.PAD
     s = np.empty((n_users, 2, side))
@@ -485,3 +605,23 @@ def analyse_all(y, noise_power, pools, log_odds, least_tokens, first, last, toke
             index[k],
             rest[k],
         )
+        if beams.shape[0] > 0:
+            # In units that keep the squares of any level within double precision.
+            received = 0.0
+            for i in range(length):
+                for m in range(n_snapshots):
+                    received += (1.0 * y[k, i, m].real) ** 2 + (1.0 * y[k, i, m].imag) ** 2
+            unit = np.sqrt(max(received, 1e-60) / (length * n_snapshots))
+            noise = np.exp(-slot[k, 7] - 2.4)
+            beam_statistics(
+                beams[k] / unit,
+                noise,
+                noise * np.exp(slot[k, 3]),
+                s,
+                forms,
+                index[k],
+                sizes[k],
+                rest[k],
+                tokens[k, :, N_TOKEN:],
+                edges[k, :, :, N_EDGE:],
+            )

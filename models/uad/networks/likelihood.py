@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
+import scipy.fft
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
@@ -29,6 +30,9 @@ class LikelihoodConfig(NetworkConfig):
     edge_width: int = Field(8, ge=1, description="hidden width of what turns pair features into attention")
     least_candidates: int = Field(32, ge=2, description="users looked at, at least")
     most_candidates: int = Field(64, ge=2, description="users looked at, at most")
+    array_shape: tuple[int, int] | None = Field(
+        None, description="rows and columns of a planar array whose antennas are the snapshots, row by row"
+    )
 
 
 class LikelihoodTransformer(Network):
@@ -41,11 +45,13 @@ class LikelihoodTransformer(Network):
     log-odds that the flips alone would give. Trained with cross-entropy the result is a marginal probability, where
     the search alone returns the jointly most likely set.
 
-    Any number of users, snapshots and preamble symbols up to `max_length`; any pool.
+    Any number of users, snapshots and preamble symbols up to `max_length`; any pool. With `array_shape` the snapshots
+    are the antennas of that array, and the powers of the candidates in its beams are looked at too.
     """
 
     kind: ClassVar[str] = "likelihood"
     Config: ClassVar[type[NetworkConfig]] = LikelihoodConfig
+    dynamic_axes: ClassVar[tuple[tuple[int, ...], ...] | None] = ((0, 1), (0, 1), (0, 1, 2), (0,), (0, 1), (0,))
 
     def __init__(self, config: LikelihoodConfig) -> None:
         super().__init__(config)
@@ -57,9 +63,12 @@ class LikelihoodTransformer(Network):
             )
         self.sizes = config
         width = config.width
-        self.embed = nn.Linear(_posterior.N_TOKEN, width)
+        beams = config.array_shape is not None
+        self.n_token = _posterior.N_TOKEN + beams * _posterior.N_BEAM_TOKEN
+        self.n_edge = _posterior.N_EDGE + beams * _posterior.N_BEAM_EDGE
+        self.embed = nn.Linear(self.n_token, width)
         self.embed_slot = nn.Linear(_posterior.N_GLOBAL, width)
-        self.edge_hidden = nn.Linear(_posterior.N_EDGE, config.edge_width)
+        self.edge_hidden = nn.Linear(self.n_edge, config.edge_width)
         self.edge_scores = nn.Linear(config.edge_width, config.n_layers * config.n_heads)
         self.layers = nn.ModuleList(_Layer(width, config.n_heads, config.feedforward) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(width)
@@ -117,14 +126,14 @@ class LikelihoodTransformer(Network):
     ) -> tuple[NDArray, ...]:
         n, most, n_users = len(y), min(self.sizes.most_candidates, pools.shape[2]), pools.shape[2]
         noise = np.zeros(n) if noise_power is None else np.asarray(noise_power, np.float64)
-        tokens = np.zeros((n, most, _posterior.N_TOKEN), np.float32)
-        edges = np.zeros((n, most, most, _posterior.N_EDGE), np.float32)
+        tokens = np.zeros((n, most, self.n_token), np.float32)
+        edges = np.zeros((n, most, most, self.n_edge), np.float32)
         slot = np.empty((n, _posterior.N_GLOBAL), np.float32)
         index = np.zeros((n, most), np.int64)
         rest = np.empty((n, n_users), np.float32)
         sizes = np.empty(n, np.int64)
         log_odds = float(np.log((1 - activity) / activity))
-        shared = (y, noise, pools, log_odds, self.sizes.least_candidates)
+        shared = (y, self._beams(y), noise, pools, log_odds, self.sizes.least_candidates)
         outputs = (tokens, edges, slot, index, rest, sizes)
         parts = max(1, min(n_threads, n // 8))
         bounds = [n * k // parts for k in range(parts + 1)]
@@ -138,6 +147,16 @@ class LikelihoodTransformer(Network):
         # Padding points at users beyond the last, whose scores are thrown away.
         index = np.where(valid > 0, index[:, :used], n_users)
         return tokens[:, :used], valid, edges[:, :used, :used], slot, index, rest
+
+    def _beams(self, y: NDArray[np.complex64]) -> NDArray[np.complex64]:
+        """Unitary Fourier transforms over rows and columns of the array, if it has one."""
+        if self.sizes.array_shape is None:
+            return np.empty((0, 1, 1, 1), np.complex64)
+        rows, columns = self.sizes.array_shape
+        if y.shape[2] != rows * columns:
+            raise ValueError(f"y has {y.shape[2]} snapshots; this network is for an array of {rows} x {columns}")
+        antennas = y.reshape(*y.shape[:2], rows, columns)
+        return np.ascontiguousarray(scipy.fft.fft2(antennas, norm="ortho"), np.complex64)
 
     def forward(self, *prepared: Tensor) -> Tensor:
         """See `Network`; takes what `prepare` returns."""
