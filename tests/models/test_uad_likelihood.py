@@ -211,3 +211,88 @@ def test_a_step_of_training_lowers_the_loss_on_its_batch():
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.9 * losses[0]
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+def reference_beam_powers(z, noise, gain, sent, rest, n_steps=20):
+    """Expectation maximisation over azimuth beams, and what removing each user would cost, from the formulas."""
+    length, n_up, n_along = z.shape
+    profile = np.maximum(np.mean(np.abs(z) ** 2, axis=(0, 2)) - noise, 0)
+    keep = profile > 0.05 * profile.max()
+    profile = profile / profile.sum() * n_up
+    powers = np.repeat(gain / (1 + np.exp(-np.clip(rest / 8, -4, 4)))[:, None], n_along, 1)
+
+    def inverse(a, e):
+        return np.linalg.inv(noise * np.eye(length) + (sent * (powers[:, a] * profile[e])) @ sent.conj().T)
+
+    for _ in range(n_steps):
+        fresh = np.zeros_like(powers)
+        for a in range(n_along):
+            for e in np.flatnonzero(keep):
+                p = powers[:, a] * profile[e]
+                whitened = sent.conj().T @ inverse(a, e)
+                mean = p * (whitened @ z[:, e, a])
+                variance = p - p**2 * np.sum(whitened * sent.T, 1).real
+                fresh[:, a] += (np.abs(mean) ** 2 + variance) / profile[e] / keep.sum()
+        powers = 0.5 * fresh + 0.25 * (np.roll(fresh, 1, 1) + np.roll(fresh, -1, 1))
+    cost = np.zeros(len(rest))
+    for a in range(n_along):
+        for e in np.flatnonzero(keep):
+            q = inverse(a, e)
+            full = np.trace(q @ np.outer(z[:, e, a], z[:, e, a].conj())).real - np.linalg.slogdet(q)[1]
+            for k in range(len(rest)):
+                without = np.linalg.inv(q) - powers[k, a] * profile[e] * np.outer(sent[:, k], sent[:, k].conj())
+                left = (z[:, e, a].conj() @ np.linalg.solve(without, z[:, e, a])).real + np.linalg.slogdet(without)[1]
+                cost[k] += left - full
+    return powers, cost
+
+
+def test_powers_in_the_beams_are_those_of_the_formulas():
+    network = make_network(max_length=12, array_shape=(2, 8), least_candidates=16)
+    preambles, batch = make_slots(n=3, n_users=30, n_snapshots=16)
+    tokens, valid, edges, slot, index, rest = statistics(network, preambles, batch)
+    for k in range(3):
+        count = int(valid[k].sum())
+        users = index[k, :count]
+        z = np.fft.fft2(batch.y[k].astype(complex).reshape(8, 2, 8), norm="ortho")
+        noise = batch.noise_power[k]
+        powers, cost = reference_beam_powers(
+            z, noise, noise * np.exp(slot[k, 3]), preambles[:8, users].astype(complex), rest[k, users]
+        )
+        shares = powers / powers.mean(1, keepdims=True)
+        np.testing.assert_allclose(2 * np.sinh(tokens[k, :count, -5]), cost, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(tokens[k, :count, -1], shares.max(1) / 8, rtol=1e-3)
+        overlap = np.sqrt(powers) @ np.sqrt(powers).T / 8
+        overlap /= np.sqrt(np.outer(powers.mean(1), powers.mean(1)))
+        np.testing.assert_allclose(edges[k, :count, :count, -1], overlap, rtol=1e-3)
+
+
+def test_users_from_few_directions_are_told_apart_by_the_beams():
+    """Users heard in one azimuth beam each: the beams alone separate the active ones from the others."""
+    rng = np.random.default_rng(6)
+    network = make_network(max_length=12, array_shape=(8, 8), least_candidates=48)
+    preambles = qpsk_preambles(64, 12, rng)
+
+    def one_beam(rng, n_samples, n_users, n_snapshots):
+        fading = (rng.standard_normal((n_samples, n_users)) + 1j * rng.standard_normal((n_samples, n_users))) / 2**0.5
+        beam = rng.integers(8, size=(n_samples, n_users))
+        along = np.exp(2j * np.pi * beam[..., None] * np.arange(8) / 8)
+        gains = (1.5 + fading)[..., None, None] * np.ones((8, 1)) * along[:, :, None] / 3.25**0.5
+        return gains.reshape(n_samples, n_users, n_snapshots)
+
+    batch = draw_batch(rng, preambles, 60, 8, 64, 0.15, 10.0, channel=one_beam)
+    tokens, _, _, _, index, rest = network.prepare_numpy(batch.y, preambles, batch.noise_power, 0.15)
+    cost = np.full((60, 65), -1.0)  # padding writes to one user more than there are
+    np.put_along_axis(cost, index, tokens[:, :, -5], 1)
+    cost = cost[:, :64]
+
+    def least_error(scores):
+        return min((((scores > t) != batch.active).mean()) for t in np.quantile(scores, np.linspace(0.5, 0.99, 100)))
+
+    assert least_error(cost) < 0.7 * least_error(rest)
+
+
+def test_another_number_of_antennas_than_the_array_has_is_refused():
+    network = make_network(max_length=12, array_shape=(8, 8))
+    preambles, batch = make_slots(n=2)
+    with pytest.raises(ValueError, match="48 snapshots; this network is for an array of 8 x 8"):
+        statistics(network, preambles, batch)
