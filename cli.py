@@ -49,10 +49,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 run_app = typer.Typer(help="Run an experiment over a radio.", no_args_is_help=True)
+evaluate_app = typer.Typer(help="Evaluate models beside their peers.", no_args_is_help=True)
 capture_app = typer.Typer(help="Look after recordings.", no_args_is_help=True)
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 app.add_typer(run_app, name="run")
 app.add_typer(train_app, name="train")
+app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(capture_app, name="capture")
 
 out = Console()
@@ -377,6 +379,82 @@ def train_uad(
         _say(f"model       {place}, {card.network.n_parameters} parameters, {card.training.time_s:.0f} s")
     if card is None:
         err.print(f"checkpoint at step {done.steps} in {place}; go on with --resume", markup=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+@evaluate_app.command(
+    "uad",
+    epilog="Examples: semair evaluate uad --quick | semair evaluate uad --sweep length --sweep pool | "
+    "semair evaluate uad -d cd -d runs/models/mine --slots 5000 --folder runs/mine-against-cd",
+)
+def evaluate_uad(
+    detector: Annotated[
+        list[str] | None, typer.Option("--detector", "-d", help="Names, or paths of trained weights; default all.")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="length, snapshots, activity, snr, channel, pool; default all.")
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(help="Slots of a condition; more where errors are rare, fewer for slow detectors.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 1,
+    folder: Annotated[Path | None, typer.Option(help="For the results; default runs/evaluate-uad-TIME.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer conditions and slots.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare activity detectors on the same draws: over preamble length, snapshots, activity, SNR, channel and pool.
+
+    Leaves evaluation.json, evaluation.html with all figures, and error-over-length.png. Ctrl-C keeps what is done.
+    """
+    from .flowgraphs.uad_figures import PAGE_NAME, table, write_evaluation
+    from .models.uad import sweeps
+
+    known = sweeps.sweeps(quick)
+    for name in sweep or ():
+        if name not in known:
+            raise ScenarioError(f"--sweep {name!r} is unknown; choose among: {', '.join(known)}")
+    chosen = [known[name] for name in sweep or known]
+    contenders = sweeps.contenders(detector)
+    evaluation = sweeps.Evaluation(contenders, slots or (100 if quick else 2000), seed)
+    place = folder or _new_folder("evaluate-uad")
+    settings = {
+        "detectors": ", ".join(one.setup.title for one in contenders),
+        "slots": evaluation.n_slots,
+        "seed": seed,
+        "users": sweeps.Condition().n_users,
+    }
+    results: dict[str, list[Any]] = {one.name: [] for one in chosen}
+    total, done, interrupted = sum(sum(one.slots) for one in chosen), 0.0, False
+    try:
+        with _share_progress("evaluating", quiet=as_json) as on_progress:
+            for one in chosen:
+                for condition, multiple in zip(one.conditions, one.slots, strict=True):
+                    text = f"{one.name}, {one.axis} {getattr(condition, one.axis)}"
+
+                    def tell(share: float, text: str = text, done: float = done, multiple: float = multiple) -> None:
+                        on_progress(text, (done + share * multiple) / total)
+
+                    tell(0.0)
+                    results[one.name] += evaluation.rows(condition, multiple, one.curves, tell)
+                    done += multiple
+                    write_evaluation(sweeps.as_json(results, settings), place, figures=False)
+    except KeyboardInterrupt:
+        interrupted = True
+    content = sweeps.as_json(results, settings)
+    write_evaluation(content, place)
+    if as_json:
+        print(json.dumps({"folder": str(place), **content}))
+    else:
+        for name, rows in content["sweeps"].items():
+            if rows:
+                header, *lines = table(name, rows)
+                shown = Table(*header, title=escape(name))
+                for line in lines:
+                    shown.add_row(*line)
+                out.print(shown)
+        _say(f"figures     {place / PAGE_NAME}")
+    if interrupted:
+        err.print("everything up to here is in the folder")
         raise typer.Exit(INTERRUPTED)
 
 

@@ -130,3 +130,47 @@ def best_threshold(scores: ArrayLike, active: ArrayLike) -> float:
     gap = np.where(best, high - low, -1.0)
     at = int(np.argmax(gap))
     return float(low[at] + 0.5 * (high[at] - low[at])) if 0 < at < low.size - 1 else float(low[at])
+
+
+def paired_ratio_ci95(
+    per_sample_values: ArrayLike,
+    per_sample_reference: ArrayLike,
+    unit: float = 1.0,
+    rng: np.random.Generator | None = None,
+    n_bootstrap: int = 2000,
+) -> Interval:
+    """Estimate the ratio of two means over the same samples.
+
+    The interval is the percentile bootstrap with Poisson weights over samples, both values of a sample drawn
+    together: slots that are hard for both detectors cancel. Where no value differs from 0, the upper end is that of
+    `mean_ci95` over the reference's mean.
+
+    Args:
+        per_sample_values: float, (sample,), 0 or above.
+        per_sample_reference: float, (sample,), 0 or above, not all 0.
+        unit: see `mean_ci95`.
+        rng: of the bootstrap; None: a fixed seed.
+        n_bootstrap: resamples.
+
+    Raises:
+        ValueError: if the shapes differ, a value is negative or not finite, or the reference is 0 throughout.
+    """
+    values = np.asarray(per_sample_values, dtype=np.float64).ravel()
+    reference = np.asarray(per_sample_reference, dtype=np.float64).ravel()
+    both = np.stack([values, reference]) if values.shape == reference.shape else np.full((2, 1), np.nan)
+    if not (np.isfinite(both).all() and (both >= 0).all() and reference.any()):
+        raise ValueError(
+            f"values {values.shape} and reference {reference.shape}: need one shape, finite, none negative, and a "
+            "reference above 0 somewhere"
+        )
+    ratio = float(values.sum() / reference.sum())
+    if not values.any():
+        return Interval(0.0, 0.0, mean_ci95(values, unit).high / float(reference.mean()))
+    # Samples in which both are 0 add nothing to either sum.
+    both = both[:, both.any(axis=0)]
+    weights = (np.random.default_rng(0) if rng is None else rng).poisson(1.0, (n_bootstrap, both.shape[1]))
+    above, below = both @ weights.T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = np.where(below > 0, above / below, np.inf)
+    low, high = np.quantile(ratios, [0.025, 0.975], method="nearest")
+    return Interval(ratio, float(low), float(high))

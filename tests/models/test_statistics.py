@@ -7,7 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from semair.models.statistics import best_threshold, mean_ci95, miss_false_alarm_curve, proportion_ci95
+from semair.models.statistics import (
+    best_threshold,
+    mean_ci95,
+    miss_false_alarm_curve,
+    paired_ratio_ci95,
+    proportion_ci95,
+)
 
 
 def test_mean_of_many_samples_is_the_t_interval(rng):
@@ -98,3 +104,38 @@ def test_curve_refuses_shapes_that_differ_and_nan():
     for scores, active in (([1.0], [True, False]), ([], []), ([np.nan], [True])):
         with pytest.raises(ValueError, match="scores"):
             miss_false_alarm_curve(scores, active)
+
+
+def test_ratio_of_means_is_that_of_the_sums_with_an_interval_that_covers():
+    rng = np.random.default_rng(8)
+    hits = 0
+    for _ in range(300):
+        # Values that rise and fall together: 300 samples of a hard slot's factor times Poisson counts.
+        hard = rng.gamma(1.0, 1.0, 300)
+        values, reference = rng.poisson(0.6 * hard), rng.poisson(1.0 * hard)
+        found = paired_ratio_ci95(values, reference)
+        assert found.value == pytest.approx(values.sum() / reference.sum())
+        hits += found.low <= 0.6 <= found.high
+    # At least 95 % of 300, four standard deviations of 3.8 below.
+    assert hits >= 270
+
+
+def test_ratio_gains_from_pairs():
+    rng = np.random.default_rng(9)
+    reference = rng.poisson(3.0, 400)
+    values = rng.binomial(reference, 0.5)
+    paired = paired_ratio_ci95(values, reference)
+    shuffled = paired_ratio_ci95(values, rng.permutation(reference))
+    assert paired.high - paired.low < 0.8 * (shuffled.high - shuffled.low)
+
+
+def test_ratio_without_events_is_bounded_by_what_could_have_been():
+    found = paired_ratio_ci95(np.zeros(100), np.full(100, 2.0), unit=1.0)
+    assert (found.value, found.low) == (0.0, 0.0)
+    assert found.high == pytest.approx(mean_ci95(np.zeros(100), 1.0).high / 2)
+
+
+def test_ratio_refuses_what_has_none():
+    for values, reference in (([1.0], [0.0]), ([1.0, 2.0], [1.0]), ([-1.0], [1.0]), ([np.nan], [1.0]), ([], [])):
+        with pytest.raises(ValueError, match="reference"):
+            paired_ratio_ci95(values, reference)

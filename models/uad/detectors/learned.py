@@ -93,6 +93,16 @@ class LearnedDetector(Detector):
         self._limit = float(np.argmax(exceeded < _RARE))
 
     @classmethod
+    def card_of(cls) -> Card:
+        """The card, checked; loads no network.
+
+        Raises:
+            ModelError: it is damaged or foreign.
+        """
+        _trained_for(cls.folder)
+        return load_card(cls.folder, task="uad")
+
+    @classmethod
     def check_pool(cls, preambles: ArrayLike, beyond_training: bool = False) -> None:
         """Refuse preambles that the network was not trained for; loads no network.
 
