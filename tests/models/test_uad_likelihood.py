@@ -43,7 +43,7 @@ def objective(chosen, powers, noise, sent, y, log_odds):
 
 @pytest.mark.parametrize("known", [True, False])
 def test_costs_of_flips_and_pairs_are_those_of_the_definition(known):
-    network = make_network(max_length=12)
+    network = make_network(max_length=12, doubt=1e9)
     preambles, batch = make_slots()
     _, valid, edges, slot, index, rest = statistics(network, preambles, batch, known=known)
     checked = 0
@@ -247,7 +247,7 @@ def reference_beam_powers(z, noise, gain, sent, rest, n_steps=20):
 
 
 def test_powers_in_the_beams_are_those_of_the_formulas():
-    network = make_network(max_length=12, array_shape=(2, 8), least_candidates=16)
+    network = make_network(max_length=12, array_shape=(2, 8), least_candidates=16, doubt=1e9)
     preambles, batch = make_slots(n=3, n_users=30, n_snapshots=16)
     tokens, valid, edges, slot, index, rest = statistics(network, preambles, batch)
     for k in range(3):
@@ -269,7 +269,7 @@ def test_powers_in_the_beams_are_those_of_the_formulas():
 def test_users_from_few_directions_are_told_apart_by_the_beams():
     """Users heard in one azimuth beam each: the beams alone separate the active ones from the others."""
     rng = np.random.default_rng(6)
-    network = make_network(max_length=12, array_shape=(8, 8), least_candidates=48)
+    network = make_network(max_length=12, array_shape=(8, 8), least_candidates=48, doubt=1e9)
     preambles = qpsk_preambles(64, 12, rng)
 
     def one_beam(rng, n_samples, n_users, n_snapshots):

@@ -140,20 +140,21 @@ def analyse(
     s,
     forms,
     log_odds,
-    least_tokens,
+    least_candidates,
+    doubt,
     tokens,
     edges,
     slot,
     index,
     rest,
 ):
-    """Statistics of one slot; returns the number of candidates, whose rows of the outputs are written.
+    """Statistics of one slot; returns the number of users in doubt, whose rows of the outputs are written.
 
     y: complex64 (symbol, snapshot); noise_power: per complex symbol, 0 or less if unknown; s: float64 (user, 2,
-    side); forms: float64 (user, side * side); log_odds: log((1 - p) / p); least_tokens: candidates to take at
-    least. Written: tokens float32 (candidates, N_TOKEN); edges float32 (candidates, candidates, N_EDGE); slot
-    float32 (N_GLOBAL,); index int64 (candidates,), the users; rest float32 (user,), log posterior ratio of every
-    user with all others held.
+    side); forms: float64 (user, side * side); log_odds: log((1 - p) / p); least_candidates: users to look at, at least;
+    doubt: cost of a flip or pair of flips from which on a user is certain. Written: tokens float32 (row, N_TOKEN);
+    edges float32 (row, row, N_EDGE); slot float32 (N_GLOBAL,); index int64 (row,), the users in doubt; rest
+    float32 (user,), log posterior ratio of every user with all others held.
     """
     n_users, _, side = s.shape
     length, n_snapshots = y.shape
@@ -253,7 +254,7 @@ def analyse(
                 flip[n] = n_snapshots * _cost(p * v[n], p * u[n]) + log_odds
         # The active users come first, being the least; then the silent ones that cost least.
         ranked = np.argsort(flip)
-        n_candidates = min(most, max(least_tokens, n_active + 16))
+        n_candidates = min(most, max(least_candidates, n_active + 16))
         for k in range(n_candidates):
             candidates[k] = ranked[k]
             sent[k] = s[ranked[k]]
@@ -377,41 +378,59 @@ def analyse(
         gathered[k] = np.exp(-min(max(own[k], -20.0), _FAR))
         weights += gathered[k]
     for k in range(n_candidates):
-        for e in range(N_EDGE):
-            edges[k, k, e] = 0.0
-        edges[k, k, 4] = 1.0
         for t in range(k):
             both = pair[k, t]
-            weight = np.exp(-min(max(both, -20.0), _FAR))
-            gathered[k] += weight
-            gathered[t] += weight
-            weights += weight
-            for place in (k, t):
-                if both < nearest[place]:
-                    second_nearest[place] = nearest[place]
-                    nearest[place] = both
-                elif both < second_nearest[place]:
-                    second_nearest[place] = both
-            edges[k, t, 0] = shared[k, t] / max(own_v[k] * own_v[t], 1e-30)
-            edges[k, t, 1] = shared_c[k, t] / max(own_u[k] * own_u[t], 1e-30)
-            edges[k, t, 2] = np.tanh((both - own[k] - own[t]) / 20.0)
-            edges[k, t, 3] = np.exp(-max(both, 0.0) / 4.0)
-            edges[k, t, 4] = 0.0
-            for e in range(N_EDGE):
-                edges[t, k, e] = edges[k, t, e]
+            if both < _FAR:
+                weight = np.exp(-max(both, -20.0))
+                gathered[k] += weight
+                gathered[t] += weight
+                weights += weight
+                for place in (k, t):
+                    if both < nearest[place]:
+                        second_nearest[place] = nearest[place]
+                        nearest[place] = both
+                    elif both < second_nearest[place]:
+                        second_nearest[place] = both
     n_active = 0
-    flat_covariance = packed_covariance.reshape(-1)
     for n in range(n_users):
-        if not active[n]:
-            p = _power_if_active(v[n], u[n], gain, trust)
-            rest[n] = -(n_snapshots * _cost(p * v[n], p * u[n]) + log_odds)
-    for k in range(n_candidates):
-        n = candidates[k]
-        index[k] = n
-        sign = 1.0 if active[n] else -1.0
-        rest[n] = sign * own[k]
         if active[n]:
             n_active += 1
+        else:
+            p = _power_if_active(v[n], u[n], gain, trust)
+            rest[n] = -(n_snapshots * _cost(p * v[n], p * u[n]) + log_odds)
+    # Those whose activity a cheap change could turn over, and at least one.
+    kept_ones = np.empty(n_candidates, np.int64)
+    n_kept = 0
+    least = 0
+    for k in range(n_candidates):
+        rest[candidates[k]] = own[k] if active[candidates[k]] else -own[k]
+        if own[k] < own[least]:
+            least = k
+        if min(own[k], nearest[k]) < doubt:
+            kept_ones[n_kept] = k
+            n_kept += 1
+    if n_kept == 0:
+        kept_ones[0] = least
+        n_kept = 1
+    flat_covariance = packed_covariance.reshape(-1)
+    for row in range(n_kept):
+        k = kept_ones[row]
+        n = candidates[k]
+        index[row] = n
+        for e in range(N_EDGE):
+            edges[row, row, e] = 0.0
+        edges[row, row, 4] = 1.0
+        for column in range(row):
+            t = kept_ones[column]
+            both = pair[k, t]
+            edges[row, column, 0] = shared[k, t] / max(own_v[k] * own_v[t], 1e-30)
+            edges[row, column, 1] = shared_c[k, t] / max(own_u[k] * own_u[t], 1e-30)
+            edges[row, column, 2] = np.tanh((both - own[k] - own[t]) / 20.0)
+            edges[row, column, 3] = np.exp(-max(both, 0.0) / 4.0)
+            edges[row, column, 4] = 0.0
+            for e in range(N_EDGE):
+                edges[column, row, e] = edges[row, column, e]
+        sign = 1.0 if active[n] else -1.0
         kept = max(1.0 - powers[n] * own_v[k], 1e-9) if active[n] else 1.0
         v_0 = own_v[k] / kept
         u_0 = own_u[k] / (kept * kept)
@@ -419,23 +438,23 @@ def analyse(
         free = n_snapshots * (ratio - 1.0 - np.log(ratio))
         estimate = (u_0 - v_0) / (v_0 * v_0)
         share = min(gathered[k] / weights, 1.0 - 1e-9)
-        tokens[k, 0] = sign
-        tokens[k, 1] = np.arcsinh(sign * own[k] / 2.0)
-        tokens[k, 2] = -sign * (np.log(share) - np.log(1.0 - share)) / 4.0
-        tokens[k, 3] = min(max(estimate / gain, -1.0), 4.0) - 0.5
-        tokens[k, 4] = np.log1p(free / 4.0) if estimate > 0.0 else -np.log1p(free / 4.0)
-        tokens[k, 5] = np.log(gain * v_0)
-        tokens[k, 6] = np.log(ratio)
-        tokens[k, 7] = np.tanh(nearest[k] / 8.0)
-        tokens[k, 8] = np.tanh(second_nearest[k] / 8.0)
-        tokens[k, 9] = min(gamma[n] / start_gain, 4.0) - 0.5
-        tokens[k, 10] = np.log(
+        tokens[row, 0] = sign
+        tokens[row, 1] = np.arcsinh(sign * own[k] / 2.0)
+        tokens[row, 2] = -sign * (np.log(share) - np.log(1.0 - share)) / 4.0
+        tokens[row, 3] = min(max(estimate / gain, -1.0), 4.0) - 0.5
+        tokens[row, 4] = np.log1p(free / 4.0) if estimate > 0.0 else -np.log1p(free / 4.0)
+        tokens[row, 5] = np.log(gain * v_0)
+        tokens[row, 6] = np.log(ratio)
+        tokens[row, 7] = np.tanh(nearest[k] / 8.0)
+        tokens[row, 8] = np.tanh(second_nearest[k] / 8.0)
+        tokens[row, 9] = min(gamma[n] / start_gain, 4.0) - 0.5
+        tokens[row, 10] = np.log(
             max(_packed.form(forms[n], flat_covariance), 1e-9) / (length * length * max(received, 1e-9))
         )
-        tokens[k, 11] = np.tanh(sign * own[k] / 8.0)
-        tokens[k, 12] = np.log(max(powers[n], 1e-9) / gain) if active[n] else 0.0
-        tokens[k, 13] = np.tanh((nearest[k] - own[k]) / 8.0)
-        tokens[k, 14] = np.exp(-max(own[k], 0.0) / 4.0)
+        tokens[row, 11] = np.tanh(sign * own[k] / 8.0)
+        tokens[row, 12] = np.log(max(powers[n], 1e-9) / gain) if active[n] else 0.0
+        tokens[row, 13] = np.tanh((nearest[k] - own[k]) / 8.0)
+        tokens[row, 14] = np.exp(-max(own[k], 0.0) / 4.0)
     fit = 0.0
     for i in range(side):
         for j in range(side):
@@ -453,12 +472,12 @@ def analyse(
     slot[10] = trust
     slot[11] = _coherence(y, 1) * 10.0 - 1.0
     slot[12] = _coherence(y, 8) * 10.0 - 1.0
-    return n_candidates
+    return n_kept
 
 
 @compiled
 def beam_statistics(z, noise, gain, s, forms, index, n_candidates, rest, tokens, edges):
-    """What the beams of a planar array say of the candidates of one slot.
+    """What the beams of a planar array say of the users in doubt of one slot.
 
     Users come from few directions each: in every azimuth beam only some of them are heard. Each user gets a power per
     azimuth beam, smooth from beam to beam; expectation maximisation finds them, and lets those of silent users fade
@@ -577,28 +596,45 @@ def _pack(preambles, length, s, forms):
 
 @compiled
 def analyse_all(
-    y, beams, noise_power, pools, log_odds, least_tokens, first, last, tokens, edges, slot, index, rest, sizes
+    y,
+    beams,
+    noise_power,
+    pools,
+    shared_s,
+    shared_forms,
+    log_odds,
+    least_candidates,
+    doubt,
+    first,
+    last,
+    tokens,
+    edges,
+    slot,
+    index,
+    rest,
+    sizes,
 ):
-    """`analyse` for slots `first` to `last`, and the number of candidates of each in `sizes`.
+    """`analyse` for slots `first` to `last`, and the number of users in doubt of each in `sizes`.
 
-    beams: complex64 (slot, symbol, elevation beam, azimuth beam), or with no slots for none; pools: complex64 (1 or
-    slot, symbol, user). The outputs have a leading axis of slots; features of the beams follow the others.
+    beams: complex64 (slot, symbol, elevation beam, azimuth beam), or with no slots for none; pools: complex64 (slot,
+    symbol, user), or with no slots if `shared_s` and `shared_forms` are those of all. The outputs have a leading axis
+    of slots; features of the beams follow the others.
     """
     length, n_snapshots = y.shape[1:]
-    n_users = pools.shape[2]
-    side = -(-length // _packed.PAD) * _packed.PAD
-    s = np.empty((n_users, 2, side))
-    forms = np.empty((n_users, side * side))
+    own_pools = pools.shape[0] > 0
+    s = np.empty(shared_s.shape) if own_pools else shared_s
+    forms = np.empty(shared_forms.shape) if own_pools else shared_forms
     for k in range(first, last):
-        if k == first or pools.shape[0] > 1:
-            _pack(pools[k if pools.shape[0] > 1 else 0], length, s, forms)
+        if own_pools:
+            _pack(pools[k], length, s, forms)
         sizes[k] = analyse(
             y[k],
             noise_power[k],
             s,
             forms,
             log_odds,
-            least_tokens,
+            least_candidates,
+            doubt,
             tokens[k],
             edges[k],
             slot[k],

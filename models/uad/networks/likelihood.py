@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
@@ -12,11 +13,14 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
+from ..detectors import _packed
 from . import _posterior
 from .base import Network, NetworkConfig, checked_slots
 
 _MASKED = -1e4
 _REST_LIMIT = 40.0
+_NO_POOLS = np.empty((0, 1, 1), np.complex64)
+_NO_BEAMS = np.empty((0, 1, 1, 1), np.complex64)
 
 
 class LikelihoodConfig(NetworkConfig):
@@ -30,6 +34,11 @@ class LikelihoodConfig(NetworkConfig):
     edge_width: int = Field(8, ge=1, description="hidden width of what turns pair features into attention")
     least_candidates: int = Field(32, ge=2, description="users looked at, at least")
     most_candidates: int = Field(64, ge=2, description="users looked at, at most")
+    doubt: float = Field(
+        24.0,
+        gt=0,
+        description="only users that a change of less than this log posterior could turn over go through attention",
+    )
     array_shape: tuple[int, int] | None = Field(
         None, description="rows and columns of a planar array whose antennas are the snapshots, row by row"
     )
@@ -39,9 +48,9 @@ class LikelihoodTransformer(Network):
     """Finds active users from the costs of alternatives around the most likely set.
 
     `prepare` searches the set of users that maximises the posterior of i.i.d. Rayleigh snapshots (coordinate descent,
-    then flips of one and two users), fits the common gain and an unknown noise power to it, and hands on the
-    candidates: what each flip and each pair of flips would cost, matched and whitened energies, the prior and the
-    noise level. `forward` weighs these alternatives with attention whose scores see the pairs, and corrects the
+    then flips of one and two users), fits the common gain and an unknown noise power to it, and hands on the users in
+    doubt: what each flip and each pair of flips would cost, matched and whitened energies, the prior and the noise
+    level. `forward` weighs these alternatives with attention whose scores see the pairs, and corrects the
     log-odds that the flips alone would give. Trained with cross-entropy the result is a marginal probability, where
     the search alone returns the jointly most likely set.
 
@@ -73,9 +82,10 @@ class LikelihoodTransformer(Network):
         self.layers = nn.ModuleList(_Layer(width, config.n_heads, config.feedforward) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, 1)
-        self.trust = nn.Parameter(torch.tensor([0.5, 0.1]))
+        self.trust = nn.Parameter(torch.tensor([0.5, 0.25]))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self._pool: tuple[NDArray[np.complex64], _packed.Prepared] | None = None
 
     def prepare(self, y: Tensor, preambles: Tensor, noise_power: Tensor | None, activity: float) -> tuple[Tensor, ...]:
         """See `Network`. The statistics are computed on the processor, by as many threads as torch may use.
@@ -88,10 +98,9 @@ class LikelihoodTransformer(Network):
         """
         checked_slots(y, preambles, self.sizes.max_length)
         noise = None if noise_power is None else noise_power.detach().cpu().double().numpy()
-        pools = preambles.detach().cpu().resolve_conj().numpy()
         arrays = self._statistics(
             np.ascontiguousarray(y.detach().cpu().resolve_conj().numpy(), np.complex64),
-            np.ascontiguousarray(pools if pools.ndim == 3 else pools[None], np.complex64),
+            np.ascontiguousarray(preambles.detach().cpu().resolve_conj().numpy(), np.complex64),
             noise,
             activity,
             torch.get_num_threads(),
@@ -108,50 +117,72 @@ class LikelihoodTransformer(Network):
         """As `prepare`, on arrays and with one thread.
 
         Args:
-            y: complex64, (batch, symbol, snapshot).
-            preambles: complex64, (max_length, user), or (batch, max_length, user).
+            y: complex64, (batch, symbol, snapshot), C-contiguous.
+            preambles: complex64, (max_length, user), or (batch, max_length, user). What is worked out from the former
+                is kept for the next call with the very same array, which must not change.
             noise_power: float, (batch,), or None.
             activity: prior probability that a user sends.
         """
-        pools = np.ascontiguousarray(preambles if preambles.ndim == 3 else preambles[None], np.complex64)
-        return self._statistics(np.ascontiguousarray(y, np.complex64), pools, noise_power, activity, 1)
+        return self._statistics(y, preambles, noise_power, activity, 1)
 
     def _statistics(
         self,
         y: NDArray[np.complex64],
-        pools: NDArray[np.complex64],
+        preambles: NDArray[np.complex64],
         noise_power: NDArray[np.floating] | None,
         activity: float,
         n_threads: int,
     ) -> tuple[NDArray, ...]:
-        n, most, n_users = len(y), min(self.sizes.most_candidates, pools.shape[2]), pools.shape[2]
-        noise = np.zeros(n) if noise_power is None else np.asarray(noise_power, np.float64)
-        tokens = np.zeros((n, most, self.n_token), np.float32)
-        edges = np.zeros((n, most, most, self.n_edge), np.float32)
+        n, length, n_users = len(y), y.shape[1], preambles.shape[-1]
+        most = min(self.sizes.most_candidates, n_users)
+        if preambles.ndim == 3:
+            pools = np.ascontiguousarray(preambles, np.complex64)
+            side = _packed.padded(length)
+            packed = np.empty((n_users, 2, side)), np.empty((n_users, side * side))
+        else:
+            pools = _NO_POOLS
+            if self._pool is None or self._pool[0] is not preambles:
+                self._pool = preambles, _packed.Prepared(preambles)
+            packed = self._pool[1].of(length)
+        # Rows that are not written belong to no user in doubt, and a single slot has none of them.
+        allocate = np.zeros if n > 1 else np.empty
+        tokens = allocate((n, most, self.n_token), np.float32)
+        edges = allocate((n, most, most, self.n_edge), np.float32)
         slot = np.empty((n, _posterior.N_GLOBAL), np.float32)
-        index = np.zeros((n, most), np.int64)
+        index = np.empty((n, most), np.int64)
         rest = np.empty((n, n_users), np.float32)
         sizes = np.empty(n, np.int64)
-        log_odds = float(np.log((1 - activity) / activity))
-        shared = (y, self._beams(y), noise, pools, log_odds, self.sizes.least_candidates)
+        noise = np.zeros(n) if noise_power is None else np.asarray(noise_power, np.float64)
+        log_odds = math.log((1 - activity) / activity)
+        limits = (log_odds, self.sizes.least_candidates, self.sizes.doubt)
+        shared = (y, self._beams(y), noise, pools, *packed, *limits)
         outputs = (tokens, edges, slot, index, rest, sizes)
         parts = max(1, min(n_threads, n // 8))
         bounds = [n * k // parts for k in range(parts + 1)]
+
+        def analyse(first: int, last: int) -> None:
+            _posterior.analyse_all(*shared, first, last, *outputs)
+
         if parts == 1:
-            _posterior.analyse_all(*shared, 0, n, *outputs)
+            analyse(0, n)
         else:
             with ThreadPoolExecutor(parts) as threads:
-                list(threads.map(lambda a, b: _posterior.analyse_all(*shared, a, b, *outputs), bounds[:-1], bounds[1:]))
+                list(threads.map(analyse, bounds[:-1], bounds[1:]))
         used = int(sizes.max(initial=1))
-        valid = (np.arange(used) < sizes[:, None]).astype(np.float32)
-        # Padding points at users beyond the last, whose scores are thrown away.
-        index = np.where(valid > 0, index[:, :used], n_users)
-        return tokens[:, :used], valid, edges[:, :used, :used], slot, index, rest
+        if n == 1:
+            valid = np.ones((1, used), np.float32)
+            index = index[:, :used]
+        else:
+            valid = (np.arange(used) < sizes[:, None]).astype(np.float32)
+            # Padding points at users beyond the last, whose scores are thrown away.
+            index = np.where(valid > 0, index[:, :used], n_users)
+        edges = np.ascontiguousarray(edges[:, :used, :used])
+        return np.ascontiguousarray(tokens[:, :used]), valid, edges, slot, np.ascontiguousarray(index), rest
 
     def _beams(self, y: NDArray[np.complex64]) -> NDArray[np.complex64]:
         """Unitary Fourier transforms over rows and columns of the array, if it has one."""
         if self.sizes.array_shape is None:
-            return np.empty((0, 1, 1, 1), np.complex64)
+            return _NO_BEAMS
         rows, columns = self.sizes.array_shape
         if y.shape[2] != rows * columns:
             raise ValueError(f"y has {y.shape[2]} snapshots; this network is for an array of {rows} x {columns}")
