@@ -93,21 +93,27 @@ def installed() -> list[str]:
 
 
 def latencies(
-    module: torch.nn.Module, inputs: Arrays, n_runs: int = 500, names: Sequence[str] | None = None
+    module: torch.nn.Module,
+    inputs: Arrays,
+    n_runs: int = 500,
+    names: Sequence[str] | None = None,
+    dynamic_axes: DynamicAxes | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Time every engine on one input, turn about, so that all see the same company on the machine.
 
     Args:
         module: The network.
-        inputs: float32 or int64, what is run, again and again; sizes are fixed at its own.
+        inputs: float32 or int64, what is run, again and again.
         n_runs: Timed runs of each engine.
         names: Engines; None: those installed.
+        dynamic_axes: see `make_engine`; None: all sizes are fixed.
 
     Returns:
         Engine -> float64, (n_runs,): wall time of each run in seconds.
     """
     chosen = installed() if names is None else names
-    engines = [make_engine(module, inputs, name, [()] * len(inputs)) for name in chosen]
+    axes = [()] * len(inputs) if dynamic_axes is None else dynamic_axes
+    engines = [make_engine(module, inputs, name, axes) for name in chosen]
     times = np.empty((len(engines), n_runs))
     for engine in engines:
         for _ in range(10):

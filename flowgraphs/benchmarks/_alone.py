@@ -32,6 +32,38 @@ def detector_times(given: dict[str, Any]) -> None:
         _write({name: (1e3 * times).tolist()})
 
 
+def uad_latencies(given: dict[str, Any]) -> None:
+    """Time detectors slot by slot in turn, and one network's parts on one core; writes {what: milliseconds}."""
+    from ...models.engine import latencies
+    from ...models.uad import detectors
+    from ...models.uad.detectors.learned import LearnedDetector
+    from ...models.uad.preambles import qpsk_preambles
+    from ...models.uad.simulate import draw_batch
+
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    rng = np.random.default_rng(given["seed"])
+    preambles = qpsk_preambles(128, 28, np.random.default_rng(1))
+    batch = draw_batch(rng, preambles, given["slots"], given["length"], 64, 0.1, 10.0)
+    chosen = {name: detectors.make(name, preambles, 0.1) for name in given["detectors"]}
+    times: dict[str, list[float]] = {name: [] for name in chosen}
+    for detector in chosen.values():
+        for i in range(min(20, given["slots"])):
+            detector.detect(batch.y[i : i + 1], batch.noise_power[i : i + 1])
+    for i in range(given["slots"]):
+        for name, detector in chosen.items():
+            begin = time.perf_counter()
+            detector.detect(batch.y[i : i + 1], batch.noise_power[i : i + 1])
+            times[name].append(1e3 * (time.perf_counter() - begin))
+    _write(times)
+    for name, detector in chosen.items():
+        if isinstance(detector, LearnedDetector):
+            inputs = detector.prepared(batch.y[:1], batch.noise_power[:1])
+            axes = detector.network.dynamic_axes
+            engines = latencies(detector.network, inputs, given["engine_runs"], dynamic_axes=axes)
+            _write({f"{name}/{engine}": (1e3 * values).tolist() for engine, values in engines.items()})
+
+
 def long_run(given: dict[str, Any]) -> None:
     """Run the lab scenario for some seconds; writes {"decided": n} about every second once slots are decided."""
     from ..run import Progress, run_random_access
@@ -64,7 +96,7 @@ def long_run(given: dict[str, Any]) -> None:
     )
 
 
-TASKS = {"detector-times": detector_times, "long-run": long_run}
+TASKS = {"detector-times": detector_times, "uad-latencies": uad_latencies, "long-run": long_run}
 
 
 def _write(result: dict[str, Any]) -> None:

@@ -320,7 +320,7 @@ def test_noise_power_is_positive_even_where_the_noise_slot_is_silent(seven_frame
     cutter.announce(announced(100, 500))
     (slot,) = cutter.process(x)
     assert 0 < slot.noise_power < 1e-6
-    for name in detectors.available():
+    for name in detectors.classical():
         found = detectors.make(name, preambles(), 0.3).detect(slot.snapshots[None], slot.noise_power)
         assert np.all(np.isfinite(found.scores))
         assert level or not found.active.any()

@@ -212,7 +212,7 @@ def test_other_detectors_are_judged_on_the_kept_slots(plain):
         for row in page.tables["detection-table"]
         if row["values"]
     }
-    assert {name for _, name in shown} == set(detectors.available())
+    assert {name for _, name in shown} == set(detectors.classical())
     for name in ("somp", "map-search"):
         engine = detectors.make(name, scenario.preambles(), scenario.users.activity)
         for length in (4, 6):

@@ -22,12 +22,17 @@ from .base import Detection, Detector, Flag
 LEARNED = learned.PREFIX
 """What the names of all shipped weights start with."""
 
-__all__ = ["LEARNED", "Detection", "Detector", "Flag", "available", "kind", "make", "suiting"]
+__all__ = ["LEARNED", "Detection", "Detector", "Flag", "available", "classical", "kind", "make", "suiting"]
 
 
 def available() -> dict[str, type[Detector]]:
     """Every detector's class by its name: the classical ones, then those of the shipped weights."""
     return {**_discovered(), **learned.shipped()}
+
+
+def classical() -> dict[str, type[Detector]]:
+    """Every detector's class by its name, without those of trained weights."""
+    return dict(_discovered())
 
 
 def suiting(preambles: ArrayLike, lengths: Iterable[int]) -> list[str]:

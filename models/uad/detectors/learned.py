@@ -159,6 +159,11 @@ class LearnedDetector(Detector):
         return {"weights_sha256": self.card.weights.sha256, "engine": self._engine_name}
 
     @property
+    def network(self) -> Network:
+        """The trained network."""
+        return self._network
+
+    @property
     def n_parameters(self) -> int:
         """Learned numbers."""
         return self.card.network.n_parameters
