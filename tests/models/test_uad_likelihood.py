@@ -157,6 +157,21 @@ def test_padding_with_candidates_that_are_not_there_changes_nothing():
     torch.testing.assert_close(plain, padded, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("fields", [{}, {"width": 24, "n_layers": 3, "n_heads": 2, "feedforward": 20, "edge_width": 3}])
+def test_the_compiled_forward_gives_what_torch_gives(fields):
+    network = make_network(max_length=12, **fields)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    preambles, batch = make_slots(n=12)
+    prepared = statistics(network, preambles, batch)
+    with torch.inference_mode():
+        expected = network(*map(torch.from_numpy, prepared)).numpy()
+    compiled = network.compiled_forward()
+    np.testing.assert_allclose(compiled(*prepared), expected, rtol=2e-4, atol=2e-4)
+    alone = network.prepare_numpy(batch.y[3:4], preambles, batch.noise_power[3:4], 0.15)
+    np.testing.assert_array_equal(compiled(*alone)[0], compiled(*prepared)[3])
+
+
 def test_an_unknown_noise_power_is_found_where_there_are_more_symbols_than_users():
     network = make_network(max_length=12)
     preambles, batch = make_slots(n=40, length=12, n_snapshots=64, activity=0.1)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import scipy.fft
@@ -14,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ..detectors import _packed
-from . import _posterior
+from . import _attention, _posterior
 from .base import Network, NetworkConfig, checked_slots
 
 _MASKED = -1e4
@@ -204,6 +205,46 @@ class LikelihoodTransformer(Network):
         others = self.trust[1] * rest.clamp(-_REST_LIMIT, _REST_LIMIT)
         padded = torch.cat([others, others.new_zeros(others.shape[0], 1)], 1)
         return padded.scatter(1, index, found)[:, :-1]
+
+    def compiled_forward(self) -> Callable[..., NDArray[np.float32]]:
+        """`forward` as one compiled function of arrays, with the weights as they are now.
+
+        Returns:
+            Takes what `prepare_numpy` returns, gives float32 (batch, user); one thread, the interpreter's lock
+            released.
+        """
+        sizes = self.sizes
+        weights = _flattened(self)
+        shape = np.array(
+            [sizes.width, sizes.n_layers, sizes.n_heads, sizes.feedforward, sizes.edge_width], dtype=np.int64
+        )
+        limit = np.float32(_REST_LIMIT)
+
+        def run(*prepared: NDArray[Any]) -> NDArray[np.float32]:
+            scores = np.empty(prepared[5].shape, np.float32)
+            _attention.forward_all(*prepared, weights, shape, limit, scores)
+            return scores
+
+        return run
+
+
+def _flattened(network: LikelihoodTransformer) -> NDArray[np.float32]:
+    """All weights one after the other, in the order in which `_attention.forward` reads them; matrices (in, out)."""
+    parts: list[Tensor] = []
+
+    def take(*modules: nn.Module) -> None:
+        for module in modules:
+            weight, bias = module.get_parameter("weight"), module.get_parameter("bias")
+            parts.extend([weight.T if weight.dim() == 2 else weight, bias])
+
+    take(network.embed, network.embed_slot, network.edge_hidden, network.edge_scores)
+    for layer in network.layers:
+        assert isinstance(layer, _Layer)
+        take(layer.norm_attention, layer.queries_keys_values, layer.out)
+        take(layer.norm_feedforward, layer.hidden, layer.back)
+    take(network.norm, network.head)
+    parts.append(network.trust)
+    return np.concatenate([part.detach().cpu().float().numpy().ravel() for part in parts])
 
 
 class _Layer(nn.Module):
