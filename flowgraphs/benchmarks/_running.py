@@ -35,13 +35,13 @@ def memory(quick: bool) -> list[Measurement]:
     """Memory of long runs, which go on in the background of other measurements."""
     # A run that records does all that others do, so a quick look is content with it.
     kinds = (True,) if quick else (False, True)
-    watches = [MemoryWatch(record, 20.0 if quick else 600.0, 1) for record in kinds]
+    watches = [MemoryWatch(record, 12.0 if quick else 600.0, 1) for record in kinds]
     return [Measurement((watch.name,), watch.entries, 10.0 if quick else 150.0, watch.running) for watch in watches]
 
 
 def speeds(quick: bool) -> list[Measurement]:
     """What is timed, and wants the machine for itself."""
-    others = [name for name in detectors.available() if name != "cd"]
+    others = [name for name in detectors.classical() if name != "cd"]
     slots = {"cd": 500 if quick else 5000, **dict.fromkeys(others, 100 if quick else 1000)}
     slots["gmmv-amp"] = 4 if quick else 50
     rate_s = 0.8 if quick else 10.0

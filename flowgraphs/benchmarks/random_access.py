@@ -102,7 +102,7 @@ def in_threads(jobs: Sequence[Callable[[OnShare], T]], tell: OnShare) -> list[T]
 
 def _symbol_errors(quick: bool) -> list[Measurement]:
     found = []
-    for name in detectors.available():
+    for name in detectors.classical():
         # A tenth of a second and more per slot: few slots, and none in a quick run.
         slow = name == "gmmv-amp"
         if quick and slow:
@@ -183,7 +183,7 @@ def symbol_error(detector: str, length: int, n_samples: int, n_pools: int, seed:
 
 def _costs(quick: bool) -> list[Measurement]:
     found = []
-    frames = {"paper": 20, "lab": 30} if quick else {"paper": 160, "lab": 300}
+    frames = {"paper": 12, "lab": 20} if quick else {"paper": 160, "lab": 300}
     runs = 2 if quick else 6
     for name, lengths in COST_LENGTHS.items():
         for level in COST_TARGETS_DB:
@@ -276,9 +276,9 @@ def snr_cost(name: str, level: str, n_frames: int, n_runs: int, seed: int, tell:
 
 
 def _synchronisation(quick: bool) -> list[Measurement]:
-    preambles = 800 if quick else 40_000
-    samples, pieces = (8_000_000, 4) if quick else (20_000_000, 20)
-    frames, runs = (300, 2) if quick else (2500, 8)
+    preambles = 400 if quick else 40_000
+    samples, pieces = (4_000_000, 4) if quick else (20_000_000, 20)
+    frames, runs = (150, 2) if quick else (2500, 8)
     return [
         Measurement(
             (

@@ -165,3 +165,8 @@ def test_silence_is_no_header():
     assert header.frame_number is None
     assert np.isfinite(header.snr_db)
     assert np.all(np.isfinite(header.symbols))
+
+
+def test_levels_beyond_single_precision_are_no_frame_zero():
+    # Powers overflow; sums that are no numbers must not pass for zero bits, whose checksum would be right.
+    assert read_header(1e25 * beacon(FMT, 5)[None], FMT).frame_number is None
