@@ -83,6 +83,8 @@ class LearnedDetector(Detector):
         self._engine_name = engine
         self.card, self._network = _load(self.folder)
         self._engines: dict[tuple[tuple[int, ...], ...], Engine] = {}
+        self._engine_of_shapes: dict[tuple[tuple[int, ...], ...], Engine] = {}
+        self._known_lengths: set[int] = set()
         trained = self.card.scenario
         least_db, most_db = trained["snr_db"]
         # A network trained at one SNR knows signals in the units of that training alone.
@@ -186,8 +188,9 @@ class LearnedDetector(Detector):
         return tuple(np.ascontiguousarray(tensor.numpy()) for tensor in tensors)
 
     def _scores(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> NDArray[np.float64]:
-        if len(y):
+        if len(y) and y.shape[1] not in self._known_lengths:
             self.check_lengths([y.shape[1]])
+            self._known_lengths.add(y.shape[1])
         scores = np.zeros((len(y), self.n_users))
         for i in range(len(y)):
             if y[i].any():
@@ -197,14 +200,18 @@ class LearnedDetector(Detector):
 
     def _engine_for(self, inputs: Sequence[NDArray[Any]]) -> Engine:
         """The engine for inputs of these shapes: sizes that are known leave more to optimise."""
-        axes = self._network.dynamic_axes or [()] * len(inputs)
-        key = tuple(
-            tuple(-1 if axis in varying else size for axis, size in enumerate(values.shape))
-            for values, varying in zip(inputs, axes, strict=True)
-        )
-        if key not in self._engines:
-            self._engines[key] = make_engine(self._network, inputs, self._engine_name, axes)
-        return self._engines[key]
+        shapes = tuple([values.shape for values in inputs])
+        engine = self._engine_of_shapes.get(shapes)
+        if engine is None:
+            axes = self._network.dynamic_axes or [()] * len(inputs)
+            key = tuple(
+                tuple(-1 if axis in varying else size for axis, size in enumerate(shape))
+                for shape, varying in zip(shapes, axes, strict=True)
+            )
+            if key not in self._engines:
+                self._engines[key] = make_engine(self._network, inputs, self._engine_name, axes)
+            engine = self._engine_of_shapes[shapes] = self._engines[key]
+        return engine
 
     def _flags(self, scores: NDArray[np.float64]) -> NDArray[np.uint8]:
         # The expected number of active users, if the probabilities are right.
