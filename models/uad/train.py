@@ -31,6 +31,7 @@ from ..cards import (
     Metric,
     NetworkSection,
     TrainingSection,
+    git_commit,
     save_model,
     write_atomically,
 )
@@ -331,6 +332,8 @@ class _Run:
         self.loss_count = 0
         self.curve: list[dict[str, Any]] = []
         self.error: dict[int, float] = {}
+        # Of the code as it is loaded now: the working copy may change under a run of hours.
+        self.commits: list[str] = [commit] if (commit := git_commit()) else []
 
     @property
     def share(self) -> float:
@@ -461,6 +464,7 @@ class _Run:
             "loss_count": self.loss_count,
             "curve": self.curve,
             "error": self.error,
+            "commits": self.commits,
         }
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         try:
@@ -503,6 +507,7 @@ class _Run:
             self.elapsed_s = float(state["elapsed_s"])
             self.curve = list(state["curve"])
             self.error = {int(length): value for length, value in state["error"].items()}
+            self.commits = list(dict.fromkeys([*state.get("commits", []), *self.commits]))
             if self.minutes is None:
                 self.minutes = state["minutes"]
         except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, OSError) as error:
@@ -560,7 +565,12 @@ class _Run:
                 curve=tuple(self.curve),
             ),
             metrics=tuple(metrics),
-            details={"minutes": self.minutes} if self.minutes is not None else {},
+            git_commit=self.commits[-1] if self.commits else None,
+            details={
+                **({"minutes": self.minutes} if self.minutes is not None else {}),
+                # One sitting after another, when the code changed in between.
+                **({"commits": self.commits} if len(self.commits) > 1 else {}),
+            },
         )
         written = save_model(self.place, card, network.state_dict())
         try:

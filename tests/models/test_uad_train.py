@@ -217,6 +217,27 @@ def test_a_kill_costs_no_more_than_the_time_between_checkpoints(tmp_path, told_e
     assert same_model(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_the_commit_is_that_of_the_code_that_trained(tmp_path, monkeypatch, told_every_step):
+    name = "semair.models.uad.train.git_commit"
+    first, second = "1" * 40, "2" * 40
+    monkeypatch.setattr(name, lambda: first)
+
+    def commit_in_between(progress):
+        monkeypatch.setattr(name, lambda: second)
+
+    card = train(config(), tmp_path / "whole", on_progress=commit_in_between).card
+    assert card is not None
+    assert card.git_commit == first
+    assert "commits" not in card.details
+    monkeypatch.setattr(name, lambda: first)
+    train(config(), tmp_path / "parts", on_progress=Stop(5))
+    monkeypatch.setattr(name, lambda: second)
+    card = train(config(), tmp_path / "parts", resume=True).card
+    assert card is not None
+    assert card.git_commit == second
+    assert card.details["commits"] == [first, second]
+
+
 def test_handlers_of_signals_are_given_back(tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     train(config(), tmp_path)
