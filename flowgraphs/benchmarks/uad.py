@@ -14,6 +14,7 @@ from ...models.statistics import Interval, best_threshold, paired_ratio_ci95
 from ...models.uad import detectors
 from ...models.uad.detectors.learned import LearnedDetector
 from ...models.uad.evaluate import DetectorSetup
+from ...models.uad.preambles import qpsk_preambles
 from ...models.uad.sweeps import Condition, Contender, Evaluation, Row
 from ..scenario import Scenario, load_scenario
 from . import _running
@@ -75,17 +76,25 @@ def measurements(quick: bool) -> list[Measurement]:
         if name in there:
             found.append(Measurement((f"training/{name}",), partial(training_time, name, minutes), 0.01))
     if PAPER in there:
-        names = [f"latency/{PAPER}/{label}" for label in ("median", "p99")]
-        names += [f"latency/cd/{label}" for label in ("median", "p99")]
-        names += [f"latency/{PAPER}/over-cd", *(f"latency/engine/{engine}" for engine in installed())]
-        run = partial(latency, PAPER, 12, 300 if quick else 5000, 1)
-        found.append(Measurement(tuple(names), run, 6 if quick else 40))
+        for length in (12,) if quick else (8, 10, 12, 16):
+            place = f"latency/L{length}"
+            names = [f"{place}/{who}/{label}" for who in (PAPER, "cd") for label in ("median", "p99")]
+            names += [f"{place}/{PAPER}/over-cd", *(f"{place}/engine/{engine}" for engine in installed())]
+            run = partial(latency, PAPER, length, 300 if quick else 3000, 1)
+            found.append(Measurement(tuple(names), run, 6 if quick else 20))
     return found
 
 
 def learned(name: str, label: str = "", **options: Any) -> Contender:
     """A trained detector, at the threshold of its probability."""
     return Contender(DetectorSetup(name, {"beyond_training": True, **options}, label or name))
+
+
+def learned_as_built(name: str) -> LearnedDetector:
+    """A trained detector with the paper scenario's preambles and its own choice of engine."""
+    own = detectors.kind(name)
+    assert issubclass(own, LearnedDetector)
+    return own(qpsk_preambles(128, 28, np.random.default_rng(1)), 0.1)
 
 
 def published(lengths: Sequence[int], n_slots: int, seed: int, tell: OnShare) -> Iterator[Entry]:
@@ -367,17 +376,18 @@ def latency(name: str, length: int, n_slots: int, seed: int, tell: OnShare) -> I
         "batch": 1,
         "threads": 1,
         "turn": "cd, then the network, slot by slot",
-        "engine": detectors.learned.DEFAULT_ENGINE,
+        "engine": learned_as_built(name).engine_name,
         "machine": machine(),
     }
+    place = f"latency/L{length}"
     medians = {key: float(np.median(values)) for key, values in times.items()}
     for who, targets in ((name, (f"at most cd: {medians['cd']:.3g}", "below 1")), ("cd", ("", "below 1"))):
         for (label, share), target in zip((("median", 0.5), ("p99", 0.99)), targets, strict=True):
             value, low, high = _running.quantile_ci95(times[who], share)
-            yield Entry(f"latency/{who}/{label}", value, (low, high), "ms per slot", target, settings)
+            yield Entry(f"{place}/{who}/{label}", value, (low, high), "ms per slot", target, settings)
     low, high = _median_ratio_ci95(times[name], times["cd"], np.random.default_rng(seed))
     yield Entry(
-        f"latency/{name}/over-cd", medians[name] / medians["cd"], (low, high), "medians, 1", "at most 1", settings
+        f"{place}/{name}/over-cd", medians[name] / medians["cd"], (low, high), "medians, 1", "at most 1", settings
     )
     for engine in ENGINES:
         if f"{name}/{engine}" in times:
@@ -387,7 +397,7 @@ def latency(name: str, length: int, n_slots: int, seed: int, tell: OnShare) -> I
                 f"{e} {medians[f'{name}/{e}']:.3g}" for e in ENGINES if e != engine and f"{name}/{e}" in times
             )
             yield Entry(
-                f"latency/engine/{engine}",
+                f"{place}/engine/{engine}",
                 value,
                 (low, high),
                 "ms per slot, forward alone",

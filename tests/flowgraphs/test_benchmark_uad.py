@@ -77,7 +77,7 @@ def test_names_are_those_of_the_weights_that_are_there(weights, monkeypatch, tmp
     assert {f"ours-over-cd/L{length}" for length in range(8, 17)} <= set(names)
     assert {f"published/uad-vpl/L{length}" for length in range(8, 17)} <= set(names)
     assert "published/uad-ht/L8" not in names
-    assert {"training/uad-lab", "training/uad-paper", "latency/uad-paper/p99", "wireless/L12"} <= set(names)
+    assert {"training/uad-lab", "training/uad-paper", "latency/L12/uad-paper/p99", "wireless/L12"} <= set(names)
     assert set(entry_names("uad", quick=True)) < set(names) | {"correlated/L12", "correlated/L16", "correlated/L20"}
     monkeypatch.setattr(learned, "WEIGHTS", tmp_path)
     assert entry_names("uad") == []
@@ -155,8 +155,8 @@ def test_latency_comes_from_a_process_of_its_own(weights):
     told: list[float] = []
     name = str(weights / "paper")
     rows = checked(uad.latency(name, 12, 30, 1, told.append))
-    assert rows[f"latency/{name}/median"]["value"] <= rows[f"latency/{name}/p99"]["value"]
-    ratio = rows[f"latency/{name}/median"]["value"] / rows["latency/cd/median"]["value"]
-    assert rows[f"latency/{name}/over-cd"]["value"] == pytest.approx(ratio)
-    assert {row for row in rows if row.startswith("latency/engine/")} >= {"latency/engine/torch"}
+    assert rows[f"latency/L12/{name}/median"]["value"] <= rows[f"latency/L12/{name}/p99"]["value"]
+    ratio = rows[f"latency/L12/{name}/median"]["value"] / rows["latency/L12/cd/median"]["value"]
+    assert rows[f"latency/L12/{name}/over-cd"]["value"] == pytest.approx(ratio)
+    assert {row for row in rows if row.startswith("latency/L12/engine/")} >= {"latency/L12/engine/torch"}
     assert told[-1] == 1.0

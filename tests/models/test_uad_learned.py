@@ -178,16 +178,33 @@ def test_sizes_that_differ_from_slot_to_slot_need_one_engine(tmp_path, rng):
     config = {"max_length": MAX_LENGTH, "width": 8, "least_candidates": 2, "most_candidates": 60}
     folder = save(tmp_path / "likelihood", "likelihood", config, n_users=60, pool="fresh", pool_seed=None)
     batch = draw_batch(rng, pool, 12, 9, 16, 0.1, 15.0)
-    detector = make(folder, pool, 0.1)
+    detector = make(folder, pool, 0.1, engine="onnxruntime")
     scores = detector.scores(batch.y, batch.noise_power)
     sizes = {detector.prepared(batch.y[i : i + 1], batch.noise_power[i : i + 1])[0].shape[1] for i in range(12)}
     assert len(sizes) > 2
     assert len(detector._engines) == 1
-    another = make(folder, pool, 0.1)
+    another = make(folder, pool, 0.1, engine="onnxruntime")
     for i in (7, 3, 11):
         np.testing.assert_array_equal(another.scores(batch.y[i : i + 1], batch.noise_power[i : i + 1])[0], scores[i])
     in_torch = make(folder, pool, 0.1, engine="torch").scores(batch.y, batch.noise_power)
     np.testing.assert_allclose(scores, in_torch, rtol=0, atol=1e-5)
+
+
+def test_a_network_that_can_runs_compiled(tmp_path, folder, rng):
+    pool = qpsk_preambles(60, MAX_LENGTH, rng)
+    fresh = save(
+        tmp_path / "likelihood", "likelihood", {"max_length": MAX_LENGTH}, n_users=60, pool="fresh", pool_seed=None
+    )
+    batch = draw_batch(rng, pool, 12, 9, 16, 0.1, 15.0)
+    detector = make(fresh, pool, 0.1)
+    assert detector.describe()["engine"] == "compiled"
+    scores = detector.scores(batch.y, batch.noise_power)
+    in_torch = make(fresh, pool, 0.1, engine="torch").scores(batch.y, batch.noise_power)
+    np.testing.assert_allclose(scores, in_torch, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(detector.scores(batch.y[7:8], batch.noise_power[7:8])[0], scores[7])
+    assert make(folder).describe()["engine"] == "onnxruntime"
+    with pytest.raises(ScenarioError, match="no compiled forward pass; choose one of: torch"):
+        make(folder, engine="compiled")
 
 
 def test_units_do_not_matter_to_a_network_trained_at_one_snr(tmp_path, rng):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import scipy.fft
@@ -220,9 +220,11 @@ class LikelihoodTransformer(Network):
         )
         limit = np.float32(_REST_LIMIT)
 
-        def run(*prepared: NDArray[Any]) -> NDArray[np.float32]:
-            scores = np.empty(prepared[5].shape, np.float32)
-            _attention.forward_all(*prepared, weights, shape, limit, scores)
+        def run(
+            tokens: NDArray, valid: NDArray, edges: NDArray, slot: NDArray, index: NDArray, rest: NDArray
+        ) -> NDArray[np.float32]:
+            scores = np.empty(rest.shape, np.float32)
+            _attention.forward_all(tokens, valid, edges, slot, index, rest, weights, shape, limit, scores)
             return scores
 
         return run
