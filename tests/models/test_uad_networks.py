@@ -177,6 +177,15 @@ def test_plam_makes_the_scores_depend_on_the_length_told():
     assert sum("plam" in name for name in network.state_dict()) == 2 * 4  # behind every layer but the last
 
 
+def test_plam_may_begin_by_letting_everything_pass():
+    network = small(plam_bias=30.0)
+    # Gates that are 1 leave the network without PLAM.
+    without = small(plam=False)
+    without.load_state_dict({k: v for k, v in network.state_dict().items() if not k.startswith("plams.")})
+    x = prepared(network, slots())
+    torch.testing.assert_close(network(*x), without(*x))
+
+
 def test_weighted_loss_weighs_both_classes_alike_and_keeps_posterior_log_odds():
     network, plain = small(loss="weighted", activity=0.2), small()
     drawn = slots()

@@ -34,6 +34,9 @@ class HeterogeneousConfig(NetworkConfig):
     ffn: int = Field(256, ge=1, description="hidden width of the feed-forward part")
     plam: bool = Field(True, description="preamble-length attention behind every layer but the last")
     plam_hidden: int = Field(64, ge=1, description="hidden width of PLAM")
+    plam_bias: float | None = Field(
+        None, description="at the start of training, before PLAM's sigmoid: 2 passes 0.88 of every feature; none: half"
+    )
     norm: Literal["layer", "batch"] = Field(
         "layer", description="batch: running statistics per token, as published, which mix preamble lengths"
     )
@@ -223,12 +226,11 @@ class _Plam(nn.Module):
 
     def __init__(self, config: HeterogeneousConfig) -> None:
         super().__init__()
-        self.gate = nn.Sequential(
-            nn.Linear(config.d_model + 1, config.plam_hidden),
-            nn.ReLU(),
-            nn.Linear(config.plam_hidden, config.d_model),
-            nn.Sigmoid(),
-        )
+        hidden = nn.Linear(config.d_model + 1, config.plam_hidden)
+        out = nn.Linear(config.plam_hidden, config.d_model)
+        if config.plam_bias is not None:
+            nn.init.constant_(out.bias, config.plam_bias)
+        self.gate = nn.Sequential(hidden, nn.ReLU(), out, nn.Sigmoid())
 
     def forward(self, users: Tensor, received: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         mean = (users.sum(1) + received) / (users.shape[1] + 1)
