@@ -92,7 +92,7 @@ def test_published_networks_stand_beside_their_peers_on_the_same_slots():
         "published/variable-length",
     ]
     eight = rows["published/uad-vpl/L8"]
-    assert set(eight["settings"]["peers"]) == {"somp", "gmmv-amp", "cd"}
+    assert set(eight["settings"]["peers"]) == {"somp", "gmmv-amp", uad.AS_PUBLISHED, "cd"}
     least = min(eight["settings"]["peers"][peer][0] for peer in ("somp", "gmmv-amp"))
     assert eight["settings"]["below_somp_and_gmmv_amp"] == (eight["value"] < least)
     errors = rows["published/plam"]["settings"]
