@@ -210,7 +210,7 @@ class RunFolder:
 def provenance() -> dict[str, Any]:
     """Versions and time, so that a reader knows what made a run."""
     versions = {"semair": __version__, "python": platform.python_version()}
-    for package in ("numpy", "scipy", "numba", "sigmf"):
+    for package in ("numpy", "scipy", "numba", "sigmf", "torch", "onnxruntime"):
         versions[package] = metadata.version(package)
     try:
         from gnuradio import gr

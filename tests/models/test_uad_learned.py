@@ -352,6 +352,46 @@ def test_more_users_than_ever_trained_are_flagged(folder, rng, monkeypatch):
     assert found.flags.tolist() == [0, 0, Flag.CROWDED]
 
 
+def test_a_network_told_of_more_activity_than_it_was_trained_for_flags_every_slot(folder, rng):
+    batch = draw(rng)
+    assert not make(folder, activity=0.2).detect(batch.y, batch.noise_power).flags.any()
+    assert (make(folder, activity=0.25).detect(batch.y, batch.noise_power).flags == Flag.CROWDED).all()
+
+
+@pytest.mark.parametrize("length", [8, 12, 20])
+@pytest.mark.parametrize("gain", [0.01, 1.0, 300.0])
+def test_users_in_a_slot_are_bounded_from_below_whatever_their_power(length, gain, rng):
+    pool = qpsk_preambles(128, 28, rng)
+
+    def bounds(activity, n=200):
+        batch = draw_batch(rng, pool, n, length, 64, activity, 10.0)
+        noise = gain * batch.noise_power
+        y = (np.sqrt(gain) * batch.y).astype(np.complex64)
+        return np.array([learned.least_users(y[i], noise[i]) for i in range(n)]), batch.active.sum(axis=1)
+
+    found, true = bounds(0.1)
+    # Two standard deviations are exceeded in 2 to 3 of 100 slots, somewhat more often for a few heavy-tailed squares.
+    assert np.mean(found > true) < 0.08
+    assert (found < 31).all()
+    found, true = bounds(0.6)
+    assert np.mean(found > true) < 0.08
+    # 77 users where 31 are the most that training at activity 0.1 shows.
+    assert np.mean(found > 31) > 0.6
+
+
+def test_a_network_that_overlooks_a_crowd_is_flagged_by_the_slot_itself(tmp_path, rng):
+    config = {**CONFIG, "n_users": 100, "max_length": 20, "lengths": [4, 20]}
+    scenario = {"n_users": 100, "max_length": 20, "lengths": [4, 20], "activity": [0.05, 0.05]}
+    pool = qpsk_preambles(100, 20, np.random.default_rng(SEED))
+    detector = make(save(tmp_path / "small-crowds", config=config, **scenario), pool, 0.05)
+    batch = draw_batch(rng, pool, 20, 16, 64, 0.6, 15.0)
+    quiet = draw_batch(rng, pool, 20, 16, 64, 0.05, 15.0)
+    detector._limit = 18.0
+    detector._engine_for = lambda inputs: type("Blind", (), {"run": staticmethod(lambda *x: np.full((1, 100), -9.0))})
+    assert (detector.detect(batch.y, batch.noise_power).flags == Flag.CROWDED).all()
+    assert not detector.detect(quiet.y, quiet.noise_power).flags.any()
+
+
 def test_numbers_beyond_single_precision_are_flagged_and_harmless(folder, rng):
     batch = draw(rng)
     batch.y[1] *= np.float32(1e30)

@@ -151,7 +151,7 @@ class Detector(ABC):
         finite = np.isfinite(scores)
         scores[~finite] = 0.0
         heard = received.any(axis=(1, 2))
-        flags = self._flags(scores)
+        flags = self._flags(received, noise, scores)
         flags[~heard] |= Flag.SILENT
         flags[~finite.all(axis=1)] |= Flag.UNSTABLE
         return Detection(scores, (scores > self.threshold(received.shape[1])) & heard[:, None], flags)
@@ -166,8 +166,10 @@ class Detector(ABC):
     def _scores(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> NDArray[np.float64]:
         """Score checked input: complex64 (sample, symbol, snapshot), C-contiguous; float64 (sample,). A new array."""
 
-    def _flags(self, scores: NDArray[np.float64]) -> NDArray[np.uint8]:
-        """What there is to say about finite scores, (sample, user); uint8, (sample,), a new array."""
+    def _flags(
+        self, y: NDArray[np.complex64], noise_power: NDArray[np.float64], scores: NDArray[np.float64]
+    ) -> NDArray[np.uint8]:
+        """What there is to say about checked input and finite scores, (sample, user); uint8, (sample,), a new array."""
         return np.zeros(len(scores), np.uint8)
 
     def _checked(self, y: ArrayLike, noise_power: ArrayLike) -> tuple[NDArray[np.complex64], NDArray[np.float64]]:

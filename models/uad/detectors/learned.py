@@ -21,6 +21,7 @@ from ...cards import CARD_FILE, Card, load_card
 from ...engine import ENGINES, Engine, make_engine
 from ..preambles import qpsk_preambles
 from ..simulate import ensemble_noise_power
+from . import _packed
 from .base import Detector, Flag
 
 if TYPE_CHECKING:
@@ -101,6 +102,8 @@ class LearnedDetector(Detector):
         self._trained_noise = (
             ensemble_noise_power(self.n_users, trained["activity"][1], most_db) if least_db == most_db else None
         )
+        # A little above is rounding: a scenario without activity is told a prior above 0.
+        self._told_too_many = self.activity > 1.001 * trained["activity"][1]
         exceeded = bdtrc(np.arange(self.n_users + 1), self.n_users, trained["activity"][1])
         self._limit = float(np.argmax(exceeded < _RARE))
 
@@ -224,9 +227,55 @@ class LearnedDetector(Detector):
             engine = self._engine_of_shapes[shapes] = self._engines[key]
         return engine
 
-    def _flags(self, scores: NDArray[np.float64]) -> NDArray[np.uint8]:
-        # The expected number of active users, if the probabilities are right.
-        return np.where(scores.sum(axis=1) > self._limit, Flag.CROWDED, 0).astype(np.uint8)
+    def _flags(
+        self, y: NDArray[np.complex64], noise_power: NDArray[np.float64], scores: NDArray[np.float64]
+    ) -> NDArray[np.uint8]:
+        if self._told_too_many:
+            return np.full(len(scores), Flag.CROWDED, np.uint8)
+        # The expected number of active users, if the probabilities are right. A network outside its training may
+        # well be wrong about that, so the slot itself is asked, too.
+        crowded = scores.sum(axis=1) > self._limit
+        if self._noise_given:
+            for i in range(len(y)):
+                crowded[i] = crowded[i] or least_users(y[i], noise_power[i]) > self._limit
+        return np.where(crowded, Flag.CROWDED, 0).astype(np.uint8)
+
+
+@_packed.compiled
+def least_users(y, noise_power):
+    """Lower bound, rarely exceeded, of the number of users of equal power in a slot, whatever their power.
+
+    K users of power g with random unit-modulus preambles over M independent snapshots give the sample covariance a
+    diagonal of g K + noise and off-diagonal elements of mean square g^2 K + (g K + noise)^2 / M. Two standard
+    deviations of the latter's mean over L (L - 1) / 2 elements make the bound. Users of unequal power, or correlated
+    snapshots, lower it.
+
+    y: complex64 (symbol, snapshot); returns 0 for one symbol, which tells nothing.
+    """
+    length, n_snapshots = y.shape
+    if length < 2:
+        return 0.0
+    diagonal = 0.0
+    square = 0.0
+    for i in range(length):
+        for j in range(i + 1):
+            re = 0.0
+            im = 0.0
+            for m in range(n_snapshots):
+                a = y[i, m]
+                b = y[j, m]
+                re += a.real * b.real + a.imag * b.imag
+                im += a.imag * b.real - a.real * b.imag
+            if i == j:
+                diagonal += re / n_snapshots
+            else:
+                square += (re * re + im * im) / (float(n_snapshots) * n_snapshots)
+    pairs = 0.5 * length * (length - 1)
+    diagonal /= length
+    square /= pairs
+    signal = max(diagonal - noise_power, 0.0)
+    spread = square * (1.0 + 2.0 / np.sqrt(pairs)) - diagonal * diagonal / n_snapshots
+    return signal * signal / max(spread, 1e-30)
 
 
 def shipped() -> dict[str, type[Detector]]:
