@@ -149,12 +149,18 @@ class Detector(ABC):
         received, noise = self._checked(y, noise_power)
         scores = self._scores(received, noise)
         finite = np.isfinite(scores)
-        scores[~finite] = 0.0
-        heard = received.any(axis=(1, 2))
+        broken = not finite.all()
+        if broken:
+            scores[~finite] = 0.0
+        active = scores > self.threshold(received.shape[1])
         flags = self._flags(received, noise, scores)
-        flags[~heard] |= Flag.SILENT
-        flags[~finite.all(axis=1)] |= Flag.UNSTABLE
-        return Detection(scores, (scores > self.threshold(received.shape[1])) & heard[:, None], flags)
+        heard = received.any(axis=(1, 2))
+        if not heard.all():
+            active[~heard] = False
+            flags[~heard] |= Flag.SILENT
+        if broken:
+            flags[~finite.all(axis=1)] |= Flag.UNSTABLE
+        return Detection(scores, active, flags)
 
     def warm_up(self, length: int, n_snapshots: int) -> None:
         """Compile and fill caches for slots of this shape, so that the first real slot is not late."""

@@ -232,13 +232,13 @@ class LearnedDetector(Detector):
     ) -> NDArray[np.uint8]:
         if self._told_too_many:
             return np.full(len(scores), Flag.CROWDED, np.uint8)
+        flags = np.zeros(len(scores), np.uint8)
         # The expected number of active users, if the probabilities are right. A network outside its training may
         # well be wrong about that, so the slot itself is asked, too.
-        crowded = scores.sum(axis=1) > self._limit
-        if self._noise_given:
-            for i in range(len(y)):
-                crowded[i] = crowded[i] or least_users(y[i], noise_power[i]) > self._limit
-        return np.where(crowded, Flag.CROWDED, 0).astype(np.uint8)
+        for i, expected in enumerate(scores.sum(axis=1)):
+            if expected > self._limit or (self._noise_given and least_users(y[i], noise_power[i]) > self._limit):
+                flags[i] = Flag.CROWDED
+        return flags
 
 
 @_packed.compiled
