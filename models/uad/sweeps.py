@@ -29,7 +29,7 @@ _MORE_SLOTS = {13: 2, 14: 2, 15: 4}
 """Longer preambles leave fewer errors to count; 16 and more take eight times the slots."""
 
 _LEAST_SLOTS = 60
-"""Decided by every detector, however slow; its interval would mean little otherwise."""
+"""Decided by every detector, however slow, or a quarter of the base number where that is less."""
 
 _CHUNK = 250
 _POINTS_PER_DECADE = 12
@@ -241,7 +241,8 @@ class Evaluation:
         """
         fitting = [one for one in self.chosen if not one.channels or condition.channel in one.channels]
         n_slots = max(2, round(self.n_slots * slots))
-        counts = [min(n_slots, max(_LEAST_SLOTS, math.ceil(n_slots * one.share))) for one in fitting]
+        least = min(_LEAST_SLOTS, math.ceil(self.n_slots / 4))
+        counts = [min(n_slots, max(least, math.ceil(n_slots * one.share))) for one in fitting]
         calibration = max(2, n_slots // 2)
         thresholds: list[float | None] = []
         for one, count in zip(fitting, counts, strict=True):
