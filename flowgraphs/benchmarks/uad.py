@@ -389,7 +389,7 @@ def latency(name: str, length: int, n_slots: int, seed: int, tell: OnShare) -> I
     }
     place = f"latency/L{length}"
     medians = {key: float(np.median(values)) for key, values in times.items()}
-    for who, targets in ((name, (f"at most cd: {medians['cd']:.3g}", "below 1")), ("cd", ("", "below 1"))):
+    for who, targets in ((name, (f"at most cd: {medians['cd']:.3g}", "below 1")), ("cd", ("the peer", "below 1"))):
         for (label, share), target in zip((("median", 0.5), ("p99", 0.99)), targets, strict=True):
             value, low, high = _running.quantile_ci95(times[who], share)
             yield Entry(f"{place}/{who}/{label}", value, (low, high), "ms per slot", target, settings)
