@@ -79,6 +79,46 @@ def _rebuild(noise, users, n_users, powers, s, packed_covariance, inverse, weigh
 
 
 @compiled
+def _times(packed, x, n, out):
+    """out = A X for the first n columns; packed (side, side), x and out (2, side, column)."""
+    side = packed.shape[0]
+    for i in range(side):
+        for t in range(n):
+            out[0, i, t] = 0.0
+            out[1, i, t] = 0.0
+        for j in range(side):
+            re = 0.5 * (packed[i, j] + packed[j, i])
+            im = 0.5 * (packed[i, j] - packed[j, i])
+            for t in range(n):
+                out[0, i, t] += re * x[0, j, t] - im * x[1, j, t]
+                out[1, i, t] += re * x[1, j, t] + im * x[0, j, t]
+
+
+@compiled
+def _own_forms(x, ax, n, out):
+    """out_t = x_t^H A x_t for the first n columns, given A X."""
+    for t in range(n):
+        out[t] = 0.0
+    for d in range(x.shape[1]):
+        for t in range(n):
+            out[t] += x[0, d, t] * ax[0, d, t] + x[1, d, t] * ax[1, d, t]
+
+
+@compiled
+def _cross_forms(x, ax, k, re, im):
+    """re_t + j im_t = x_t^H A x_k for all t < k, given A X."""
+    for t in range(k):
+        re[t] = 0.0
+        im[t] = 0.0
+    for d in range(x.shape[1]):
+        a_re = ax[0, d, k]
+        a_im = ax[1, d, k]
+        for t in range(k):
+            re[t] += x[0, d, t] * a_re + x[1, d, t] * a_im
+            im[t] += x[0, d, t] * a_im - x[1, d, t] * a_re
+
+
+@compiled
 def _relax(packed_covariance, s, forms, gamma, q_matrix, p_matrix, b, c, support):
     """Coordinate descent on all users' powers, strongest matched filter first.
 
@@ -154,7 +194,8 @@ def analyse(
     side); forms: float64 (user, side * side); log_odds: log((1 - p) / p); least_candidates: users to look at, at least;
     doubt: cost of a flip or pair of flips from which on a user is certain. Written: tokens float32 (row, N_TOKEN);
     edges float32 (row, row, N_EDGE); slot float32 (N_GLOBAL,); index int64 (row,), the users in doubt; rest
-    float32 (user,), log posterior ratio of every user with all others held.
+    float32 (user,), log posterior ratio of every user with all others held: for those who never were candidates, at
+    the start of the search.
     """
     n_users, _, side = s.shape
     length, n_snapshots = y.shape
@@ -166,8 +207,6 @@ def analyse(
     c = np.empty((2, side))
     gamma = np.empty(n_users)
     powers = np.zeros(n_users)
-    v = np.empty(n_users)
-    u = np.empty(n_users)
     flip = np.empty(n_users)
     active = np.zeros(n_users, np.bool_)
     candidates = np.empty(n_users, np.int64)
@@ -223,9 +262,13 @@ def analyse(
         if active[n]:
             powers[n] = gain * min(max(1.0 + trust * (gamma[n] / gain - 1.0), 0.1), 10.0)
 
-    big_b = np.empty((most, 2, side))
-    big_c = np.empty((most, 2, side))
-    sent = np.empty((most, 2, side))
+    sent = np.empty((2, side, most))
+    q_sent = np.empty((2, side, most))
+    p_sent = np.empty((2, side, most))
+    g_re = np.empty(most)
+    g_im = np.empty(most)
+    u_re = np.empty(most)
+    u_im = np.empty(most)
     own_v = np.empty(most)
     own_u = np.empty(most)
     own = np.empty(most)
@@ -235,39 +278,42 @@ def analyse(
     shared = np.zeros((most, most))
     shared_c = np.zeros((most, most))
     moves = 0
-    n_candidates = 0
+
+    # The active users, and the silent ones that would cost least.
+    n_active = 0
+    for n in range(n_users):
+        if active[n]:
+            candidates[n_active] = n
+            n_active += 1
+    _rebuild(noise, candidates, n_active, powers, s, packed_covariance, q_matrix, p_matrix, b, c)
+    flat_p = p_matrix.reshape(-1)
+    for n in range(n_users):
+        v = _packed.form(forms[n], flat_q)
+        u = _packed.form(forms[n], flat_p)
+        p = _power_if_active(v, u, gain, trust)
+        silent = n_snapshots * _cost(p * v, p * u) + log_odds
+        rest[n] = -silent
+        flip[n] = -_FAR * n_snapshots if active[n] else silent
+    ranked = np.argsort(flip)
+    n_candidates = min(most, max(least_candidates, n_active + 16))
+    for k in range(n_candidates):
+        candidates[k] = ranked[k]
+        for d in range(side):
+            sent[0, d, k] = s[ranked[k], 0, d]
+            sent[1, d, k] = s[ranked[k], 1, d]
     for outer in range(2):
-        n_active = 0
-        for n in range(n_users):
-            if active[n]:
-                candidates[n_active] = n
-                n_active += 1
-        _rebuild(noise, candidates, n_active, powers, s, packed_covariance, q_matrix, p_matrix, b, c)
-        flat_p = p_matrix.reshape(-1)
-        for n in range(n_users):
-            v[n] = _packed.form(forms[n], flat_q)
-            u[n] = _packed.form(forms[n], flat_p)
-            if active[n]:
-                flip[n] = -_FAR * n_snapshots
-            else:
-                p = _power_if_active(v[n], u[n], gain, trust)
-                flip[n] = n_snapshots * _cost(p * v[n], p * u[n]) + log_odds
-        # The active users come first, being the least; then the silent ones that cost least.
-        ranked = np.argsort(flip)
-        n_candidates = min(most, max(least_candidates, n_active + 16))
-        for k in range(n_candidates):
-            candidates[k] = ranked[k]
-            sent[k] = s[ranked[k]]
+        if outer > 0:
+            _rebuild(noise, candidates, n_candidates, powers, s, packed_covariance, q_matrix, p_matrix, b, c)
         while True:
             best = 0.0
             first = -1
             second = -1
+            _times(q_matrix, sent, n_candidates, q_sent)
+            _times(p_matrix, sent, n_candidates, p_sent)
+            _own_forms(sent, q_sent, n_candidates, own_v)
+            _own_forms(sent, p_sent, n_candidates, own_u)
             for k in range(n_candidates):
                 n = candidates[k]
-                _packed.product(q_matrix, sent[k], big_b[k])
-                _packed.product(p_matrix, sent[k], big_c[k])
-                own_v[k] = _packed.inner(sent[k], big_b[k])
-                own_u[k] = _packed.inner(sent[k], big_c[k])
                 if active[n]:
                     signed[k] = -powers[n]
                     odds[k] = -log_odds
@@ -280,18 +326,11 @@ def analyse(
                     first = k
                     second = -1
             for k in range(n_candidates):
+                # G = s_t^H Q s_k and U = s_t^H P s_k for all t before k.
+                _cross_forms(sent, q_sent, k, g_re, g_im)
+                _cross_forms(sent, p_sent, k, u_re, u_im)
                 for t in range(k):
-                    # G = s_t^H Q s_k and U = s_t^H P s_k.
-                    g_re = 0.0
-                    g_im = 0.0
-                    u_re = 0.0
-                    u_im = 0.0
-                    for d in range(side):
-                        g_re += sent[t, 0, d] * big_b[k, 0, d] + sent[t, 1, d] * big_b[k, 1, d]
-                        g_im += sent[t, 0, d] * big_b[k, 1, d] - sent[t, 1, d] * big_b[k, 0, d]
-                        u_re += sent[t, 0, d] * big_c[k, 0, d] + sent[t, 1, d] * big_c[k, 1, d]
-                        u_im += sent[t, 0, d] * big_c[k, 1, d] - sent[t, 1, d] * big_c[k, 0, d]
-                    coupling = g_re * g_re + g_im * g_im
+                    coupling = g_re[t] * g_re[t] + g_im[t] * g_im[t]
                     i = k
                     j = t
                     if active[candidates[t]]:
@@ -300,7 +339,9 @@ def analyse(
                     factor = signed[i] / max(1.0 + signed[i] * own_v[i], 1e-15)
                     v_j = max(own_v[j] - factor * coupling, 1e-12)
                     u_j = max(
-                        own_u[j] - 2.0 * factor * (g_re * u_re + g_im * u_im) + factor * factor * coupling * own_u[i],
+                        own_u[j]
+                        - 2.0 * factor * (g_re[t] * u_re[t] + g_im[t] * u_im[t])
+                        + factor * factor * coupling * own_u[i],
                         0.0,
                     )
                     step = signed[j]
@@ -309,7 +350,7 @@ def analyse(
                     both = own[i] + n_snapshots * _cost(step * v_j, step * u_j) + odds[j]
                     pair[k, t] = both
                     shared[k, t] = coupling
-                    shared_c[k, t] = u_re * u_re + u_im * u_im
+                    shared_c[k, t] = u_re[t] * u_re[t] + u_im[t] * u_im[t]
                     if both < best:
                         best = both
                         first = i
@@ -339,7 +380,7 @@ def analyse(
                 slope += share * (own_u[k] - own_v[k])
                 curve += (share * own_v[k]) ** 2
                 for d in range(side):
-                    cross += share * (big_b[k, 0, d] ** 2 + big_b[k, 1, d] ** 2)
+                    cross += share * (q_sent[0, d, k] ** 2 + q_sent[1, d, k] ** 2)
                 for t in range(k):
                     if active[candidates[t]]:
                         curve += 2.0 * share * powers[candidates[t]] / gain * shared[k, t]
@@ -395,9 +436,6 @@ def analyse(
     for n in range(n_users):
         if active[n]:
             n_active += 1
-        else:
-            p = _power_if_active(v[n], u[n], gain, trust)
-            rest[n] = -(n_snapshots * _cost(p * v[n], p * u[n]) + log_odds)
     # Those whose activity a cheap change could turn over, and at least one.
     kept_ones = np.empty(n_candidates, np.int64)
     n_kept = 0
