@@ -128,6 +128,15 @@ def test_a_slot_is_analysed_alike_alone_and_in_a_batch_and_on_tensors():
         np.testing.assert_array_equal(rest[0], together[5][k])
 
 
+def test_users_that_were_never_candidates_are_judged_by_the_set_that_was_found():
+    """Few strong users among many: the first proposal is far from the set that the search ends with."""
+    network = make_network(max_length=12, least_candidates=4, most_candidates=24)
+    preambles, batch = make_slots(n=60, n_users=100, length=12, n_snapshots=8, activity=0.06, power_spread_db=12.0)
+    rest = statistics(network, preambles, batch, activity=0.06)[5]
+    assert ((rest > 0).sum(1) <= 24).all()
+    assert ((rest > 0) != batch.active).mean() < 0.02
+
+
 def test_each_slot_may_have_a_pool_of_its_own():
     network = make_network(max_length=12)
     one, first = make_slots(n=1, seed=4)

@@ -194,8 +194,8 @@ def analyse(
     side); forms: float64 (user, side * side); log_odds: log((1 - p) / p); least_candidates: users to look at, at least;
     doubt: cost of a flip or pair of flips from which on a user is certain. Written: tokens float32 (row, N_TOKEN);
     edges float32 (row, row, N_EDGE); slot float32 (N_GLOBAL,); index int64 (row,), the users in doubt; rest
-    float32 (user,), log posterior ratio of every user with all others held: for those who never were candidates, at
-    the start of the search.
+    float32 (user,), log posterior ratio of every user with all others held: for those who are no candidates, before
+    the last moves.
     """
     n_users, _, side = s.shape
     length, n_snapshots = y.shape
@@ -279,31 +279,30 @@ def analyse(
     shared_c = np.zeros((most, most))
     moves = 0
 
-    # The active users, and the silent ones that would cost least.
-    n_active = 0
-    for n in range(n_users):
-        if active[n]:
-            candidates[n_active] = n
-            n_active += 1
-    _rebuild(noise, candidates, n_active, powers, s, packed_covariance, q_matrix, p_matrix, b, c)
-    flat_p = p_matrix.reshape(-1)
-    for n in range(n_users):
-        v = _packed.form(forms[n], flat_q)
-        u = _packed.form(forms[n], flat_p)
-        p = _power_if_active(v, u, gain, trust)
-        silent = n_snapshots * _cost(p * v, p * u) + log_odds
-        rest[n] = -silent
-        flip[n] = -_FAR * n_snapshots if active[n] else silent
-    ranked = np.argsort(flip)
-    n_candidates = min(most, max(least_candidates, n_active + 16))
-    for k in range(n_candidates):
-        candidates[k] = ranked[k]
-        for d in range(side):
-            sent[0, d, k] = s[ranked[k], 0, d]
-            sent[1, d, k] = s[ranked[k], 1, d]
+    n_candidates = 0
     for outer in range(2):
-        if outer > 0:
-            _rebuild(noise, candidates, n_candidates, powers, s, packed_covariance, q_matrix, p_matrix, b, c)
+        n_active = 0
+        for n in range(n_users):
+            if active[n]:
+                candidates[n_active] = n
+                n_active += 1
+        _rebuild(noise, candidates, n_active, powers, s, packed_covariance, q_matrix, p_matrix, b, c)
+        flat_p = p_matrix.reshape(-1)
+        for n in range(n_users):
+            v = _packed.form(forms[n], flat_q)
+            u = _packed.form(forms[n], flat_p)
+            p = _power_if_active(v, u, gain, trust)
+            silent = n_snapshots * _cost(p * v, p * u) + log_odds
+            rest[n] = -silent
+            flip[n] = -_FAR * n_snapshots if active[n] else silent
+        # The active users come first, being the least; then the silent ones that would cost least.
+        ranked = np.argsort(flip)
+        n_candidates = min(most, max(least_candidates, n_active + 16))
+        for k in range(n_candidates):
+            candidates[k] = ranked[k]
+            for d in range(side):
+                sent[0, d, k] = s[ranked[k], 0, d]
+                sent[1, d, k] = s[ranked[k], 1, d]
         while True:
             best = 0.0
             first = -1
