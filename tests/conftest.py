@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A shell that starts a job in the background has it ignore Ctrl-C, and its children, too; tests send it to them.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 # A slow machine is no failure: no test here depends on time.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
