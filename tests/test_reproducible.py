@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -137,3 +138,26 @@ def test_code_from_the_cache_computes_the_same_bits_as_code_just_compiled(tmp_pa
 
 if __name__ == "__main__":
     print(json.dumps(hashes()))  # noqa: T201
+
+
+def test_what_is_inlined_counts_as_source(tmp_path):
+    (tmp_path / "user.py").write_text(
+        "import inner\nfrom semair.models.uad.detectors._packed import compiled\n"
+        "@compiled\ndef outer(x):\n    return 10.0 * inner.value(x)\n"
+    )
+    (tmp_path / "go.py").write_text("import user\nprint(user.outer(1.0), sum(user.outer.stats.cache_hits.values()))\n")
+    inner = tmp_path / "inner.py"
+    source = "from semair.models.uad.detectors._packed import compiled\n@compiled\ndef value(x):\n    return x + {}.0\n"
+
+    def run() -> str:
+        done = subprocess.run([sys.executable, "go.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return done.stdout or done.stderr
+
+    inner.write_text(source.format(1))
+    assert run() == "20.0 0\n"
+    assert run().startswith("20.0 1")
+    # The same size, and a time that coarse file systems tell apart.
+    inner.write_text(source.format(2))
+    later = time.time() + 5
+    os.utime(inner, (later, later))
+    assert run() == "30.0 0\n"

@@ -166,19 +166,39 @@ def test_padding_with_candidates_that_are_not_there_changes_nothing():
     torch.testing.assert_close(plain, padded, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("fields", [{}, {"width": 24, "n_layers": 3, "n_heads": 2, "feedforward": 20, "edge_width": 3}])
-def test_the_compiled_forward_gives_what_torch_gives(fields):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"width": 24, "n_layers": 3, "n_heads": 2, "feedforward": 20, "edge_width": 3},
+        {"array_shape": (6, 8)},
+        {"doubt": 1.0, "least_candidates": 4},
+    ],
+)
+@pytest.mark.parametrize("known", [True, False])
+def test_compiled_scores_are_those_of_preparation_and_torch(fields, known):
     network = make_network(max_length=12, **fields)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     preambles, batch = make_slots(n=12)
-    prepared = statistics(network, preambles, batch)
+    noise = batch.noise_power if known else None
     with torch.inference_mode():
+        prepared = network.prepare_numpy(batch.y, preambles, noise, 0.15)
         expected = network(*map(torch.from_numpy, prepared)).numpy()
-    compiled = network.compiled_forward()
-    np.testing.assert_allclose(compiled(*prepared), expected, rtol=2e-4, atol=2e-4)
-    alone = network.prepare_numpy(batch.y[3:4], preambles, batch.noise_power[3:4], 0.15)
-    np.testing.assert_array_equal(compiled(*alone)[0], compiled(*prepared)[3])
+    compiled = network.compiled()
+    together = compiled(batch.y, preambles, noise, 0.15)
+    np.testing.assert_allclose(together, expected, rtol=2e-4, atol=2e-4)
+    alone = compiled(batch.y[3:4], preambles, noise[3:4] if known else None, 0.15)
+    np.testing.assert_array_equal(alone[0], together[3])
+
+
+def test_compiled_scores_of_a_silent_slot_say_that_nobody_is_there():
+    network = make_network(max_length=12)
+    preambles, batch = make_slots(n=3)
+    batch.y[1] = 0
+    scores = network.compiled()(batch.y, preambles, batch.noise_power, 0.15)
+    assert np.isneginf(scores[1]).all()
+    assert np.isfinite(scores[[0, 2]]).all()
 
 
 def test_an_unknown_noise_power_is_found_where_there_are_more_symbols_than_users():

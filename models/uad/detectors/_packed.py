@@ -11,17 +11,45 @@ variance. They use one thread, release the GIL, and treat each sample alone.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
 _FAST = {"reassoc", "contract", "nsz", "arcp"}
-compiled = njit(nogil=True, cache=True, fastmath=_FAST, forceinline=True)
-"""Vectorised sums and fused multiply-adds, but NaN and infinities keep their meaning.
+_SOURCES: dict[str, set[str]] = {}
+"""Files from which the compiled functions of a file are made, by file."""
 
-Inlined by force: a function called across libraries may be another copy, vectorised otherwise, when it is compiled
-than when it is loaded from the cache, and a replay would differ from its run in the last bits.
-"""
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function of arrays: vectorised sums and fused multiply-adds, but NaN and infinities keep their meaning.
+
+    Inlined by force: a function called across libraries may be another copy, vectorised otherwise, when it is compiled
+    than when it is loaded from the cache, and a replay would differ from its run in the last bits.
+
+    What was compiled is kept on disk. numba makes it again when the function's own file has changed, but not when one
+    has from which it inlines; here that counts, too.
+    """
+    file = function.__code__.co_filename
+    sources = _SOURCES.setdefault(file, {file})
+    for name in function.__code__.co_names:
+        used = function.__globals__.get(name)
+        used_file = getattr(getattr(used, "py_func", None), "__globals__", {}).get("__file__")
+        sources |= _SOURCES.get(used_file or getattr(used, "__file__", None) or "", set())
+    dispatcher = njit(nogil=True, cache=True, fastmath=_FAST, forceinline=True)(function)
+    # Without a compiler (NUMBA_DISABLE_JIT) there are no statistics, and nothing is kept.
+    kept = getattr(getattr(dispatcher, "stats", None), "cache_path", None)
+    if kept is not None:
+        newest = max(os.stat(source).st_mtime for source in sources)
+        for index in Path(kept).glob(f"{Path(file).stem}.{function.__qualname__}-*.nbi"):
+            if index.stat().st_mtime < newest:
+                index.unlink(missing_ok=True)
+    return dispatcher
+
 
 PAD = 4
 """Matrix sides are padded with zeros to a multiple of this many doubles, a vector register."""

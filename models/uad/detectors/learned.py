@@ -86,7 +86,7 @@ class LearnedDetector(Detector):
         self._beyond_training = beyond_training
         self._noise_given = noise == "given"
         self.card, self._network = _load(self.folder)
-        self._compiled = self._network.compiled_forward() if engine in (None, COMPILED) else None
+        self._compiled = self._network.compiled() if engine in (None, COMPILED) else None
         if engine == COMPILED and self._compiled is None:
             raise ScenarioError(
                 f"engine={engine!r}: networks of kind {self._network.kind!r} have no compiled forward pass; choose one "
@@ -185,10 +185,7 @@ class LearnedDetector(Detector):
 
     def prepared(self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
         """What the network's forward takes for slots, complex64 (sample, symbol, snapshot): arrays, sample first."""
-        noise = noise_power if self._noise_given else None
-        if noise is not None and self._trained_noise is not None:
-            y = y * np.sqrt(self._trained_noise / noise).astype(np.float32)[:, None, None]
-            noise = np.full_like(noise, self._trained_noise)
+        y, noise = self._as_trained(y, noise_power)
         compiled = getattr(self._network, "prepare_numpy", None)
         if compiled is not None:
             return compiled(y, self.preambles, noise, self.activity)
@@ -204,13 +201,26 @@ class LearnedDetector(Detector):
         if len(y) and y.shape[1] not in self._known_lengths:
             self.check_lengths([y.shape[1]])
             self._known_lengths.add(y.shape[1])
+        if self._compiled is not None:
+            slots, noise = self._as_trained(y, noise_power)
+            return expit(self._compiled(slots, self.preambles, noise, self.activity).astype(np.float64))
         scores = np.zeros((len(y), self.n_users))
         for i in range(len(y)):
             if y[i].any():
                 inputs = self.prepared(y[i : i + 1], noise_power[i : i + 1])
-                run = self._compiled or self._engine_for(inputs).run
-                scores[i] = expit(run(*inputs)[0].astype(np.float64))
+                scores[i] = expit(self._engine_for(inputs).run(*inputs)[0].astype(np.float64))
         return scores
+
+    def _as_trained(
+        self, y: NDArray[np.complex64], noise_power: NDArray[np.float64]
+    ) -> tuple[NDArray[np.complex64], NDArray[np.float64] | None]:
+        """Slots in the units that the network was trained in, and their noise power if it is to be told."""
+        if not self._noise_given:
+            return y, None
+        if self._trained_noise is None:
+            return y, noise_power
+        scaled = y * np.sqrt(self._trained_noise / noise_power).astype(np.float32)[:, None, None]
+        return scaled, np.full_like(noise_power, self._trained_noise)
 
     def _engine_for(self, inputs: Sequence[NDArray[Any]]) -> Engine:
         """The engine for inputs of these shapes: sizes that are known leave more to optimise."""
@@ -255,25 +265,20 @@ def least_users(y, noise_power):
     length, n_snapshots = y.shape
     if length < 2:
         return 0.0
+    packed = np.empty((length, length))
+    # In units of the noise, raised where that is next to nothing.
+    _packed.covariance(y, noise_power, packed)
     diagonal = 0.0
     square = 0.0
     for i in range(length):
-        for j in range(i + 1):
-            re = 0.0
-            im = 0.0
-            for m in range(n_snapshots):
-                a = y[i, m]
-                b = y[j, m]
-                re += a.real * b.real + a.imag * b.imag
-                im += a.imag * b.real - a.real * b.imag
-            if i == j:
-                diagonal += re / n_snapshots
-            else:
-                square += (re * re + im * im) / (float(n_snapshots) * n_snapshots)
+        diagonal += packed[i, i]
+        for j in range(i):
+            # Re + Im and Re - Im.
+            square += 0.5 * (packed[i, j] * packed[i, j] + packed[j, i] * packed[j, i])
     pairs = 0.5 * length * (length - 1)
     diagonal /= length
     square /= pairs
-    signal = max(diagonal - noise_power, 0.0)
+    signal = max(diagonal - 1.0, 0.0)
     spread = square * (1.0 + 2.0 / np.sqrt(pairs)) - diagonal * diagonal / n_snapshots
     return signal * signal / max(spread, 1e-30)
 

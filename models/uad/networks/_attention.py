@@ -1,6 +1,7 @@
 """Compiled forward pass of the likelihood network, for one slot at a time.
 
-Networks this small spend most of their time in an inference engine's calls from layer to layer; here is none.
+Networks this small spend most of their time in an inference engine's calls from layer to layer; here are none but those
+of matrix products. Other loops run over as many numbers at a time as can be: one over the 30 of a row costs as much.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..detectors._packed import compiled
+from . import _posterior
 
 _ZERO = np.float32(0.0)
 _ONE = np.float32(1.0)
@@ -43,22 +45,10 @@ def _matrix(weights, at, rows, columns):
 @compiled
 def _affine(x, matrix, bias, out):
     """out = x @ matrix + bias; x (row, in), matrix (in, out), bias (1, out)."""
-    n_in, n_out = matrix.shape
-    whole = n_in - n_in % 4
-    for r in range(x.shape[0]):
-        for c in range(n_out):
-            out[r, c] = bias[0, c]
-        # Four at a time: each result is loaded and stored a quarter as often.
-        for k in range(0, whole, 4):
-            x_0, x_1, x_2, x_3 = x[r, k], x[r, k + 1], x[r, k + 2], x[r, k + 3]
-            for c in range(n_out):
-                out[r, c] += (
-                    x_0 * matrix[k, c] + x_1 * matrix[k + 1, c] + x_2 * matrix[k + 2, c] + x_3 * matrix[k + 3, c]
-                )
-        for k in range(whole, n_in):
-            value = x[r, k]
-            for c in range(n_out):
-                out[r, c] += value * matrix[k, c]
+    np.dot(x, matrix, out)
+    for r in range(out.shape[0]):
+        for c in range(out.shape[1]):
+            out[r, c] += bias[0, c]
 
 
 @compiled
@@ -103,48 +93,48 @@ def forward(tokens, edges, slot, index, rest, weights, sizes, rest_limit, out):
         for c in range(width):
             x[r, c] += extra[0, c]
 
-    # Scores of all layers and heads from the pairs, which are symmetric.
+    # Scores of all layers and heads from the pairs, which are symmetric: one triangle, pair after pair.
     n_scores = n_layers * n_heads
     edge_matrix, at = _matrix(weights, at, n_edge, edge_width)
     edge_bias, at = _matrix(weights, at, 1, edge_width)
     score_matrix, at = _matrix(weights, at, edge_width, n_scores)
     score_bias, at = _matrix(weights, at, 1, n_scores)
-    scores = np.empty((n_scores, n, n), np.float32)
-    seen = np.empty((n_edge, n), np.float32)
-    between = np.empty(n, np.float32)
+    n_pairs = n * (n + 1) // 2
+    seen = np.empty((n_pairs, n_edge), np.float32)
+    between = np.empty((n_pairs, edge_width), np.float32)
+    triangle = np.empty((n_pairs, n_scores), np.float32)
+    pair = 0
     for r in range(n):
         for t in range(r + 1):
             for e in range(n_edge):
-                seen[e, t] = edges[r, t, e]
-        for h in range(n_scores):
-            for t in range(r + 1):
-                scores[h, r, t] = score_bias[0, h]
-        for w in range(edge_width):
-            for t in range(r + 1):
-                between[t] = edge_bias[0, w]
-            for e in range(n_edge):
-                value = edge_matrix[e, w]
-                for t in range(r + 1):
-                    between[t] += value * seen[e, t]
-            for t in range(r + 1):
-                between[t] = max(between[t], _ZERO)
+                seen[pair, e] = edges[r, t, e]
+            pair += 1
+    _affine(seen, edge_matrix, edge_bias, between)
+    flat = between.reshape(-1)
+    for k in range(flat.size):
+        flat[k] = max(flat[k], _ZERO)
+    _affine(between, score_matrix, score_bias, triangle)
+    scores = np.empty((n_scores, n, n), np.float32)
+    pair = 0
+    for r in range(n):
+        for t in range(r + 1):
             for h in range(n_scores):
-                value = score_matrix[w, h]
-                for t in range(r + 1):
-                    scores[h, r, t] += value * between[t]
-    for h in range(n_scores):
-        for r in range(n):
-            for t in range(r):
-                scores[h, t, r] = scores[h, r, t]
+                scores[h, r, t] = triangle[pair, h]
+                scores[h, t, r] = triangle[pair, h]
+            pair += 1
 
     normed = np.empty((n, width), np.float32)
     mixed = np.empty((n, 3 * width), np.float32)
     heard = np.empty((n, width), np.float32)
     added = np.empty((n, width), np.float32)
     hidden = np.empty((n, feedforward), np.float32)
-    keys = np.empty((size, n), np.float32)
-    values = np.empty((size, n), np.float32)
-    row = np.empty(n, np.float32)
+    queries = np.empty((size, n), np.float32)
+    keys = np.empty((n, size), np.float32)
+    # A column of ones behind the values makes the sums of the softmax.
+    values = np.ones((n, size + 1), np.float32)
+    logits = np.empty((n, n), np.float32)
+    sums = np.empty((n, size + 1), np.float32)
+    most = np.empty(n, np.float32)
     for layer in range(n_layers):
         scale, at = _matrix(weights, at, 1, width)
         shift, at = _matrix(weights, at, 1, width)
@@ -156,27 +146,29 @@ def forward(tokens, edges, slot, index, rest, weights, sizes, rest_limit, out):
             score = scores[layer * n_heads + h]
             for t in range(n):
                 for c in range(size):
-                    keys[c, t] = mixed[t, width + h * size + c]
-                    values[c, t] = mixed[t, 2 * width + h * size + c]
+                    queries[c, t] = mixed[t, h * size + c] * root
+                    keys[t, c] = mixed[t, width + h * size + c]
+                    values[t, c] = mixed[t, 2 * width + h * size + c]
+            # Row: who is heard; column: who listens.
+            np.dot(keys, queries, logits)
+            flat = logits.reshape(-1)
+            flat_score = score.reshape(-1)
+            for k in range(flat.size):
+                flat[k] += flat_score[k]
             for r in range(n):
-                for t in range(n):
-                    row[t] = score[r, t]
+                most[r] = logits[0, r]
+            for t in range(1, n):
+                for r in range(n):
+                    most[r] = max(most[r], logits[t, r])
+            for t in range(n):
+                for r in range(n):
+                    logits[t, r] -= most[r]
+            for k in range(flat.size):
+                flat[k] = _exp(flat[k])
+            np.dot(logits.T, values, sums)
+            for r in range(n):
                 for c in range(size):
-                    value = mixed[r, h * size + c] * root
-                    for t in range(n):
-                        row[t] += value * keys[c, t]
-                most = row[0]
-                for t in range(n):
-                    most = max(most, row[t])
-                total = _ZERO
-                for t in range(n):
-                    row[t] = _exp(row[t] - most)
-                    total += row[t]
-                for c in range(size):
-                    sum_ = _ZERO
-                    for t in range(n):
-                        sum_ += row[t] * values[c, t]
-                    heard[r, h * size + c] = sum_ / total
+                    heard[r, h * size + c] = sums[r, c] / sums[r, size]
         matrix, at = _matrix(weights, at, width, width)
         bias, at = _matrix(weights, at, 1, width)
         _affine(heard, matrix, bias, added)
@@ -189,9 +181,9 @@ def forward(tokens, edges, slot, index, rest, weights, sizes, rest_limit, out):
         matrix, at = _matrix(weights, at, width, feedforward)
         bias, at = _matrix(weights, at, 1, feedforward)
         _affine(normed, matrix, bias, hidden)
-        for r in range(n):
-            for c in range(feedforward):
-                hidden[r, c] = max(hidden[r, c], _ZERO)
+        flat = hidden.reshape(-1)
+        for k in range(flat.size):
+            flat[k] = max(flat[k], _ZERO)
         matrix, at = _matrix(weights, at, feedforward, width)
         bias, at = _matrix(weights, at, 1, width)
         _affine(hidden, matrix, bias, added)
@@ -215,21 +207,60 @@ def forward(tokens, edges, slot, index, rest, weights, sizes, rest_limit, out):
 
 
 @compiled
-def forward_all(tokens, valid, edges, slot, index, rest, weights, sizes, rest_limit, out):
-    """`forward` for every slot of a batch as `LikelihoodTransformer.prepare` makes it; out: float32 (slot, user)."""
-    for k in range(tokens.shape[0]):
-        n = 0
-        for t in range(valid.shape[1]):
-            if valid[k, t] > _ZERO:
-                n += 1
-        forward(
-            tokens[k, :n],
-            edges[k, :n, :n],
-            slot[k : k + 1],
-            index[k, :n],
-            rest[k],
-            weights,
-            sizes,
-            rest_limit,
-            out[k],
+def log_odds_all(
+    y,
+    beams,
+    noise_power,
+    s,
+    forms,
+    prior,
+    least_candidates,
+    most_candidates,
+    doubt,
+    features,
+    weights,
+    sizes,
+    rest_limit,
+    out,
+):
+    """Statistics and `forward` of one slot after the other; -inf for all users of a slot that is zero throughout.
+
+    y, beams, noise_power, s, forms, prior, least_candidates, doubt: see `_posterior.analyse_all`; features: int64,
+    (per token, per pair); out: float32 (slot, user).
+    """
+    n_users = s.shape[0]
+    most = min(most_candidates, n_users)
+    tokens = np.empty((most, features[0]), np.float32)
+    edges = np.empty((most, most, features[1]), np.float32)
+    slot = np.empty((1, _posterior.N_GLOBAL), np.float32)
+    index = np.empty(most, np.int64)
+    rest = np.empty(n_users, np.float32)
+    for k in range(y.shape[0]):
+        heard = False
+        for i in range(y.shape[1]):
+            for m in range(y.shape[2]):
+                if y[k, i, m] != 0.0:
+                    heard = True
+                    break
+            if heard:
+                break
+        if not heard:
+            out[k, :] = -np.inf
+            continue
+        n = _posterior.analyse(
+            y[k],
+            noise_power[k],
+            s,
+            forms,
+            prior,
+            least_candidates,
+            doubt,
+            tokens,
+            edges,
+            slot[0],
+            index,
+            rest,
         )
+        if beams.shape[1] > 0:
+            _posterior.beam_statistics(beams[k], slot[0], s, forms, index, n, rest, tokens, edges)
+        forward(tokens[:n], edges[:n, :n], slot, index[:n], rest, weights, sizes, rest_limit, out[k])

@@ -35,9 +35,65 @@ _MAX_MOVES = 24
 _BEAM_STEPS = 20
 # Elevation beams that hold less than this share of the strongest one's power are left out.
 _BEAM_SHARE = 0.05
-_SWEEPS = 5
-_SUPPORT_SWEEPS = 4
-_TOLERANCE = 0.3
+_SWEEPS = 3
+_SUPPORT_SWEEPS = 2
+_TOLERANCE = 0.5
+_ROOT_2 = 2.0**0.5
+_LOG_2 = float(np.log(2.0))
+# Rows of pairs are worked out to multiples of this, so that vectors fill them.
+_CHUNK = 16
+
+
+@compiled
+def _log_all(x, bits, exponents, n):
+    """Replace x_t by log x_t for t < n and x_t in 2^-1000 to 2^1000, to about 1e-12, with vectors.
+
+    bits: x as int64; exponents: float64 work of as many elements.
+    """
+    whole = exponents.view(np.int64)
+    for t in range(n):
+        # The bits of 2^52 + exponent, from which the exponent comes as a double without a conversion.
+        whole[t] = (bits[t] >> 52) | 0x4330000000000000
+        bits[t] = (bits[t] & 0xFFFFFFFFFFFFF) | 0x3FF0000000000000
+    for t in range(n):
+        mantissa = x[t]
+        large = mantissa > _ROOT_2
+        exponent = exponents[t] - (4503599627370496.0 + 1023.0) + (1.0 if large else 0.0)
+        mantissa *= 0.5 if large else 1.0
+        s = (mantissa - 1.0) / (mantissa + 1.0)
+        z = s * s
+        series = 1.0 / 15.0
+        series = series * z + 1.0 / 13.0
+        series = series * z + 1.0 / 11.0
+        series = series * z + 1.0 / 9.0
+        series = series * z + 1.0 / 7.0
+        series = series * z + 1.0 / 5.0
+        series = series * z + 1.0 / 3.0
+        series = series * z + 1.0
+        x[t] = exponent * _LOG_2 + 2.0 * s * series
+
+
+@compiled
+def _exp(x):
+    """exp(x) for x in -60 to 60 to about 1e-10, in a form that compilers turn into vectors: Taylor for x / 256."""
+    y = x * (1.0 / 256.0)
+    p = 1.0 / 40320.0
+    p = p * y + 1.0 / 5040.0
+    p = p * y + 1.0 / 720.0
+    p = p * y + 1.0 / 120.0
+    p = p * y + 1.0 / 24.0
+    p = p * y + 1.0 / 6.0
+    p = p * y + 0.5
+    p = p * y + 1.0
+    p = p * y + 1.0
+    p = p * p
+    p = p * p
+    p = p * p
+    p = p * p
+    p = p * p
+    p = p * p
+    p = p * p
+    return p * p
 
 
 @compiled
@@ -79,60 +135,46 @@ def _rebuild(noise, users, n_users, powers, s, packed_covariance, inverse, weigh
 
 
 @compiled
-def _times(packed, x, n, out):
-    """out = A X for the first n columns; packed (side, side), x and out (2, side, column)."""
+def _complex_rows(packed, first, out):
+    """Write A as real matrix [[Re, -Im], [Im, Re]] into the rows of `out` from `first` on."""
     side = packed.shape[0]
     for i in range(side):
-        for t in range(n):
-            out[0, i, t] = 0.0
-            out[1, i, t] = 0.0
         for j in range(side):
             re = 0.5 * (packed[i, j] + packed[j, i])
             im = 0.5 * (packed[i, j] - packed[j, i])
-            for t in range(n):
-                out[0, i, t] += re * x[0, j, t] - im * x[1, j, t]
-                out[1, i, t] += re * x[1, j, t] + im * x[0, j, t]
-
-
-@compiled
-def _own_forms(x, ax, n, out):
-    """out_t = x_t^H A x_t for the first n columns, given A X."""
-    for t in range(n):
-        out[t] = 0.0
-    for d in range(x.shape[1]):
-        for t in range(n):
-            out[t] += x[0, d, t] * ax[0, d, t] + x[1, d, t] * ax[1, d, t]
-
-
-@compiled
-def _cross_forms(x, ax, k, re, im):
-    """re_t + j im_t = x_t^H A x_k for all t < k, given A X."""
-    for t in range(k):
-        re[t] = 0.0
-        im[t] = 0.0
-    for d in range(x.shape[1]):
-        a_re = ax[0, d, k]
-        a_im = ax[1, d, k]
-        for t in range(k):
-            re[t] += x[0, d, t] * a_re + x[1, d, t] * a_im
-            im[t] += x[0, d, t] * a_im - x[1, d, t] * a_re
+            out[first + i, j] = re
+            out[first + i, side + j] = -im
+            out[first + side + i, j] = im
+            out[first + side + i, side + j] = re
 
 
 @compiled
 def _relax(packed_covariance, s, forms, gamma, q_matrix, p_matrix, b, c, support):
     """Coordinate descent on all users' powers, strongest matched filter first.
 
-    Stops early: what follows mends the rest. Returns the number of users with power, written to `support`.
+    Sweeps after the first leave out those who have no power and at the start would get none. It stops early: what
+    follows mends the rest. Returns the number of users with power, written to `support`.
     """
     flat = packed_covariance.reshape(-1)
-    for n in range(gamma.size):
+    flat_q = q_matrix.reshape(-1)
+    flat_p = p_matrix.reshape(-1)
+    n_users = gamma.size
+    for n in range(n_users):
         gamma[n] = -_packed.form(forms[n], flat)
     order = np.argsort(gamma)
     gamma[:] = 0.0
     size = 0
     for sweep in range(_SWEEPS):
         _rebuild(1.0, support, size, gamma, s, packed_covariance, q_matrix, p_matrix, b, c)
-        moved = _sweep(order, s, forms, q_matrix, p_matrix, gamma, b, c)
+        if sweep == 0:
+            moved = _sweep(order, s, forms, q_matrix, p_matrix, gamma, b, c)
+        else:
+            size = 0
+            for n in order:
+                if gamma[n] > 0.0 or _packed.form(forms[n], flat_p) > _packed.form(forms[n], flat_q):
+                    support[size] = n
+                    size += 1
+            moved = _sweep_support(support[:size], s, packed_covariance, q_matrix, gamma, b)
         size = 0
         largest = 1.0
         for n in order:
@@ -149,27 +191,27 @@ def _relax(packed_covariance, s, forms, gamma, q_matrix, p_matrix, b, c, support
 
 
 @compiled
-def _coherence(y, lag):
-    """Mean squared coherence of snapshots `lag` apart; 0 where there are none."""
-    length, n_snapshots = y.shape
-    if n_snapshots <= lag:
+def _coherence(re, im, lag, work):
+    """Mean squared coherence of snapshots `lag` apart; 0 where there are none.
+
+    re, im: float64 (symbol, snapshot); work: float64 (4, snapshot).
+    """
+    length, n_snapshots = re.shape
+    n = n_snapshots - lag
+    if n <= 0:
         return 0.0
+    work[:] = 0.0
+    for i in range(length):
+        for m in range(n):
+            work[0, m] += re[i, m] * re[i, m + lag] + im[i, m] * im[i, m + lag]
+            work[1, m] += im[i, m] * re[i, m + lag] - re[i, m] * im[i, m + lag]
+            work[2, m] += re[i, m] * re[i, m] + im[i, m] * im[i, m]
+            work[3, m] += re[i, m + lag] * re[i, m + lag] + im[i, m + lag] * im[i, m + lag]
     above = 0.0
     below = 0.0
-    for m in range(n_snapshots - lag):
-        re = 0.0
-        im = 0.0
-        one = 0.0
-        two = 0.0
-        for i in range(length):
-            a = 1.0 * y[i, m]  # in double precision
-            d = 1.0 * y[i, m + lag]
-            re += a.real * d.real + a.imag * d.imag
-            im += a.imag * d.real - a.real * d.imag
-            one += a.real * a.real + a.imag * a.imag
-            two += d.real * d.real + d.imag * d.imag
-        above += re * re + im * im
-        below += one * two
+    for m in range(n):
+        above += work[0, m] * work[0, m] + work[1, m] * work[1, m]
+        below += work[2, m] * work[3, m]
     return above / max(below, 1e-30)
 
 
@@ -209,7 +251,7 @@ def analyse(
     powers = np.zeros(n_users)
     flip = np.empty(n_users)
     active = np.zeros(n_users, np.bool_)
-    candidates = np.empty(n_users, np.int64)
+    candidates = np.arange(n_users)
 
     received = 0.0
     for i in range(length):
@@ -262,21 +304,21 @@ def analyse(
         if active[n]:
             powers[n] = gain * min(max(1.0 + trust * (gamma[n] / gain - 1.0), 0.1), 10.0)
 
-    sent = np.empty((2, side, most))
-    q_sent = np.empty((2, side, most))
-    p_sent = np.empty((2, side, most))
-    g_re = np.empty(most)
-    g_im = np.empty(most)
-    u_re = np.empty(most)
-    u_im = np.empty(most)
+    both_matrices = np.empty((4 * side, 2 * side))
     own_v = np.empty(most)
     own_u = np.empty(most)
     own = np.empty(most)
     signed = np.empty(most)
     odds = np.empty(most)
+    kept = np.empty(max(most, n_users))
+    exponents = np.empty(kept.size)
+    kept_bits = kept.view(np.int64)
     pair = np.zeros((most, most))
-    shared = np.zeros((most, most))
-    shared_c = np.zeros((most, most))
+    sent = np.empty((0, 0))
+    rows = np.empty((0, 0))
+    moved = np.empty((0, 0))
+    g = np.empty((0, 0))
+    w = np.empty((0, 0))
     moves = 0
 
     n_candidates = 0
@@ -292,26 +334,52 @@ def analyse(
             v = _packed.form(forms[n], flat_q)
             u = _packed.form(forms[n], flat_p)
             p = _power_if_active(v, u, gain, trust)
-            silent = n_snapshots * _cost(p * v, p * u) + log_odds
-            rest[n] = -silent
-            flip[n] = -_FAR * n_snapshots if active[n] else silent
-        # The active users come first, being the least; then the silent ones that would cost least.
-        ranked = np.argsort(flip)
+            kept[n] = max(1.0 + p * v, 1e-15)
+            flip[n] = log_odds - n_snapshots * p * u / kept[n]
+        _log_all(kept, kept_bits, exponents, n_users)
+        for n in range(n_users):
+            flip[n] += n_snapshots * kept[n]
+            rest[n] = -flip[n]
+            if active[n]:
+                flip[n] = -_FAR * n_snapshots
+        # All active users, being the least, and the silent ones that would cost least.
         n_candidates = min(most, max(least_candidates, n_active + 16))
+        limit = np.partition(flip, n_candidates - 1)[n_candidates - 1]
+        k = 0
+        for below in (True, False):
+            for n in range(n_users):
+                if k < n_candidates and (flip[n] < limit if below else flip[n] == limit):
+                    candidates[k] = n
+                    k += 1
+        # Columns of candidates, and rows that make real and imaginary parts of s_t^H x.
+        sent = np.empty((2 * side, n_candidates))
+        rows = np.empty((2 * n_candidates, 2 * side))
         for k in range(n_candidates):
-            candidates[k] = ranked[k]
             for d in range(side):
-                sent[0, d, k] = s[ranked[k], 0, d]
-                sent[1, d, k] = s[ranked[k], 1, d]
+                re = s[candidates[k], 0, d]
+                im = s[candidates[k], 1, d]
+                sent[d, k] = re
+                sent[side + d, k] = im
+                rows[k, d] = re
+                rows[k, side + d] = im
+                rows[n_candidates + k, d] = -im
+                rows[n_candidates + k, side + d] = re
+        moved = np.empty((4 * side, n_candidates))
+        g = np.empty((2 * n_candidates, n_candidates))
+        w = np.empty((2 * n_candidates, n_candidates))
         while True:
             best = 0.0
             first = -1
             second = -1
-            _times(q_matrix, sent, n_candidates, q_sent)
-            _times(p_matrix, sent, n_candidates, p_sent)
-            _own_forms(sent, q_sent, n_candidates, own_v)
-            _own_forms(sent, p_sent, n_candidates, own_u)
+            # Q s_k and P s_k, then G = s_t^H Q s_k and W = s_t^H P s_k, of all candidates.
+            _complex_rows(q_matrix, 0, both_matrices)
+            _complex_rows(p_matrix, 2 * side, both_matrices)
+            np.dot(both_matrices, sent, moved)
+            np.dot(rows, moved[: 2 * side], g)
+            np.dot(rows, moved[2 * side :], w)
             for k in range(n_candidates):
+                own_v[k] = g[k, k]
+                own_u[k] = w[k, k]
                 n = candidates[k]
                 if active[n]:
                     signed[k] = -powers[n]
@@ -319,41 +387,66 @@ def analyse(
                 else:
                     signed[k] = _power_if_active(own_v[k], own_u[k], gain, trust)
                     odds[k] = log_odds
-                own[k] = n_snapshots * _cost(signed[k] * own_v[k], signed[k] * own_u[k]) + odds[k]
+                kept[k] = max(1.0 + signed[k] * own_v[k], 1e-15)
+                own[k] = odds[k] - n_snapshots * signed[k] * own_u[k] / kept[k]
+            _log_all(kept, kept_bits, exponents, n_candidates)
+            for k in range(n_candidates):
+                own[k] += n_snapshots * kept[k]
                 if own[k] < best:
                     best = own[k]
                     first = k
                     second = -1
             for k in range(n_candidates):
-                # G = s_t^H Q s_k and U = s_t^H P s_k for all t before k.
-                _cross_forms(sent, q_sent, k, g_re, g_im)
-                _cross_forms(sent, p_sent, k, u_re, u_im)
-                for t in range(k):
-                    coupling = g_re[t] * g_re[t] + g_im[t] * g_im[t]
-                    i = k
-                    j = t
-                    if active[candidates[t]]:
-                        i = t
-                        j = k
-                    factor = signed[i] / max(1.0 + signed[i] * own_v[i], 1e-15)
-                    v_j = max(own_v[j] - factor * coupling, 1e-12)
-                    u_j = max(
-                        own_u[j]
-                        - 2.0 * factor * (g_re[t] * u_re[t] + g_im[t] * u_im[t])
-                        + factor * factor * coupling * own_u[i],
+                columns = min(-(-k // _CHUNK) * _CHUNK, n_candidates)
+                factor = signed[k] / max(1.0 + signed[k] * own_v[k], 1e-15)
+                curve = factor * factor * own_u[k]
+                for t in range(columns):
+                    g_re = g[k, t]
+                    g_im = g[n_candidates + k, t]
+                    coupling = g_re * g_re + g_im * g_im
+                    v_t = max(own_v[t] - factor * coupling, 1e-12)
+                    u_t = max(
+                        own_u[t] - 2.0 * factor * (g_re * w[k, t] + g_im * w[n_candidates + k, t]) + curve * coupling,
                         0.0,
                     )
-                    step = signed[j]
-                    if step > 0.0:
+                    step = signed[t]
+                    kept[t] = max(1.0 + step * v_t, 1e-15)
+                    pair[k, t] = own[k] + odds[t] - n_snapshots * step * u_t / kept[t]
+                if trust > 0.0:
+                    # The power of one who is silent follows from what the other's flip leaves.
+                    for t in range(k):
+                        if signed[t] < 0.0 and signed[k] < 0.0:
+                            continue
+                        i = k
+                        j = t
+                        if signed[t] < 0.0:
+                            i = t
+                            j = k
+                        share = signed[i] / max(1.0 + signed[i] * own_v[i], 1e-15)
+                        g_re = g[k, t]
+                        g_im = g[n_candidates + k, t]
+                        coupling = g_re * g_re + g_im * g_im
+                        v_j = max(own_v[j] - share * coupling, 1e-12)
+                        u_j = max(
+                            own_u[j]
+                            - 2.0 * share * (g_re * w[k, t] + g_im * w[n_candidates + k, t])
+                            + share * share * coupling * own_u[i],
+                            0.0,
+                        )
                         step = _power_if_active(v_j, u_j, gain, trust)
-                    both = own[i] + n_snapshots * _cost(step * v_j, step * u_j) + odds[j]
-                    pair[k, t] = both
-                    shared[k, t] = coupling
-                    shared_c[k, t] = u_re[t] * u_re[t] + u_im[t] * u_im[t]
-                    if both < best:
-                        best = both
-                        first = i
-                        second = j
+                        kept[t] = max(1.0 + step * v_j, 1e-15)
+                        pair[k, t] = own[i] + odds[j] - n_snapshots * step * u_j / kept[t]
+                _log_all(kept, kept_bits, exponents, columns)
+                for t in range(columns):
+                    pair[k, t] += n_snapshots * kept[t]
+                for t in range(k):
+                    if pair[k, t] < best:
+                        best = pair[k, t]
+                        first = k
+                        second = t
+                        if signed[t] < 0.0:
+                            first = t
+                            second = k
             # Moves that gain less than rounding could go round in circles.
             if moves >= _MAX_MOVES or best >= -1e-9 * n_snapshots:
                 break
@@ -379,10 +472,11 @@ def analyse(
                 slope += share * (own_u[k] - own_v[k])
                 curve += (share * own_v[k]) ** 2
                 for d in range(side):
-                    cross += share * (q_sent[0, d, k] ** 2 + q_sent[1, d, k] ** 2)
+                    cross += share * (moved[d, k] ** 2 + moved[side + d, k] ** 2)
                 for t in range(k):
                     if active[candidates[t]]:
-                        curve += 2.0 * share * powers[candidates[t]] / gain * shared[k, t]
+                        coupling = g[k, t] ** 2 + g[n_candidates + k, t] ** 2
+                        curve += 2.0 * share * powers[candidates[t]] / gain * coupling
         if n_active > 0:
             change = slope / curve
             if not known:
@@ -405,8 +499,8 @@ def analyse(
                 if active[n]:
                     powers[n] *= factor
                     if trust > 0.0:
-                        moved = (own_u[k] - own_v[k]) / (own_v[k] * own_v[k])
-                        ratio = (powers[n] + trust * moved) / gain
+                        change = (own_u[k] - own_v[k]) / (own_v[k] * own_v[k])
+                        ratio = (powers[n] + trust * change) / gain
                         powers[n] = gain * min(max(ratio, 0.1), 10.0)
 
     # ---- what the network sees
@@ -419,18 +513,21 @@ def analyse(
         weights += gathered[k]
     for k in range(n_candidates):
         for t in range(k):
+            kept[t] = _exp(-min(max(pair[k, t], -20.0), _FAR)) if pair[k, t] < _FAR else 0.0
+        total = 0.0
+        for t in range(k):
+            total += kept[t]
+            gathered[t] += kept[t]
+        gathered[k] += total
+        weights += total
+        for t in range(k):
             both = pair[k, t]
-            if both < _FAR:
-                weight = np.exp(-max(both, -20.0))
-                gathered[k] += weight
-                gathered[t] += weight
-                weights += weight
-                for place in (k, t):
-                    if both < nearest[place]:
-                        second_nearest[place] = nearest[place]
-                        nearest[place] = both
-                    elif both < second_nearest[place]:
-                        second_nearest[place] = both
+            if both < second_nearest[k]:
+                second_nearest[k] = max(both, nearest[k])
+                nearest[k] = min(both, nearest[k])
+            if both < second_nearest[t]:
+                second_nearest[t] = max(both, nearest[t])
+                nearest[t] = min(both, nearest[t])
     n_active = 0
     for n in range(n_users):
         if active[n]:
@@ -460,17 +557,26 @@ def analyse(
         for column in range(row):
             t = kept_ones[column]
             both = pair[k, t]
-            edges[row, column, 0] = shared[k, t] / max(own_v[k] * own_v[t], 1e-30)
-            edges[row, column, 1] = shared_c[k, t] / max(own_u[k] * own_u[t], 1e-30)
-            edges[row, column, 2] = np.tanh((both - own[k] - own[t]) / 20.0)
-            edges[row, column, 3] = np.exp(-max(both, 0.0) / 4.0)
+            kept[column] = min(max((both - own[k] - own[t]) / 10.0, -_FAR), _FAR)
+            exponents[column] = min(max(both, 0.0) / 4.0, _FAR)
+        for column in range(row):
+            kept[column] = 1.0 - 2.0 / (1.0 + _exp(kept[column]))  # tanh of half
+            exponents[column] = _exp(-exponents[column])
+        for column in range(row):
+            t = kept_ones[column]
+            coupling = g[k, t] ** 2 + g[n_candidates + k, t] ** 2
+            edges[row, column, 0] = coupling / max(own_v[k] * own_v[t], 1e-30)
+            coupling = w[k, t] ** 2 + w[n_candidates + k, t] ** 2
+            edges[row, column, 1] = coupling / max(own_u[k] * own_u[t], 1e-30)
+            edges[row, column, 2] = kept[column]
+            edges[row, column, 3] = exponents[column]
             edges[row, column, 4] = 0.0
             for e in range(N_EDGE):
                 edges[column, row, e] = edges[row, column, e]
         sign = 1.0 if active[n] else -1.0
-        kept = max(1.0 - powers[n] * own_v[k], 1e-9) if active[n] else 1.0
-        v_0 = own_v[k] / kept
-        u_0 = own_u[k] / (kept * kept)
+        alone = max(1.0 - powers[n] * own_v[k], 1e-9) if active[n] else 1.0
+        v_0 = own_v[k] / alone
+        u_0 = own_u[k] / (alone * alone)
         ratio = max(u_0 / v_0, 1e-9)
         free = n_snapshots * (ratio - 1.0 - np.log(ratio))
         estimate = (u_0 - v_0) / (v_0 * v_0)
@@ -507,31 +613,46 @@ def analyse(
     slot[8] = moves / 4.0
     slot[9] = 1.0 if known else 0.0
     slot[10] = trust
-    slot[11] = _coherence(y, 1) * 10.0 - 1.0
-    slot[12] = _coherence(y, 8) * 10.0 - 1.0
+    re = np.empty((length, n_snapshots))
+    im = np.empty((length, n_snapshots))
+    for i in range(length):
+        for m in range(n_snapshots):
+            re[i, m] = y[i, m].real
+            im[i, m] = y[i, m].imag
+    work = np.empty((4, n_snapshots))
+    slot[11] = _coherence(re, im, 1, work) * 10.0 - 1.0
+    slot[12] = _coherence(re, im, 8, work) * 10.0 - 1.0
     return n_kept
 
 
 @compiled
-def beam_statistics(z, noise, gain, s, forms, index, n_candidates, rest, tokens, edges):
+def beam_statistics(z, slot, s, forms, index, n_candidates, rest, tokens, edges):
     """What the beams of a planar array say of the users in doubt of one slot.
 
     Users come from few directions each: in every azimuth beam only some of them are heard. Each user gets a power per
     azimuth beam, smooth from beam to beam; expectation maximisation finds them, and lets those of silent users fade
     (sparse Bayesian learning). The elevation beams share one profile, read off the slot.
 
-    z: complex128 (symbol, elevation beam, azimuth beam); noise, gain: per symbol, in the units of |z|^2; s, forms: see
-    `analyse`; index: int64 (candidates,); rest: float32 (user,), of `analyse`. Written: tokens float32 (candidates,
-    N_BEAM_TOKEN); edges float32 (candidates, candidates, N_BEAM_EDGE).
+    z: complex64 (symbol, elevation beam, azimuth beam); slot, index, rest: as `analyse` wrote them; s, forms: see
+    there. Written behind what `analyse` wrote: N_BEAM_TOKEN more of tokens and N_BEAM_EDGE of edges.
     """
     length, n_up, n_along = z.shape
+    # In units that keep the squares of any level within double precision.
+    received = 0.0
+    for i in range(length):
+        for e in range(n_up):
+            for a in range(n_along):
+                received += (1.0 * z[i, e, a].real) ** 2 + (1.0 * z[i, e, a].imag) ** 2
+    unit = np.sqrt(max(received, 1e-60) / (length * n_up * n_along))
+    noise = np.exp(-slot[7] - 2.4)
+    gain = noise * np.exp(slot[3])
     side = s.shape[2]
     profile = np.zeros(n_up)
     largest = 0.0
     for e in range(n_up):
         for i in range(length):
             for a in range(n_along):
-                profile[e] += z[i, e, a].real ** 2 + z[i, e, a].imag ** 2
+                profile[e] += (z[i, e, a].real / unit) ** 2 + (z[i, e, a].imag / unit) ** 2
         profile[e] = max(profile[e] / (length * n_along) - noise, 0.0)
         largest = max(largest, profile[e])
     total = max(profile.sum(), 1e-30)
@@ -570,8 +691,8 @@ def beam_statistics(z, noise, gain, s, forms, index, n_candidates, rest, tokens,
                 _invert(noise, everyone, n_candidates, now, sent, inverse, b)
                 heard[:] = 0.0
                 for i in range(length):
-                    heard[0, i] = z[i, e, a].real
-                    heard[1, i] = z[i, e, a].imag
+                    heard[0, i] = z[i, e, a].real / unit
+                    heard[1, i] = z[i, e, a].imag / unit
                 _packed.product(inverse, heard, white)
                 flat = inverse.reshape(-1)
                 for k in range(n_candidates):
@@ -601,19 +722,19 @@ def beam_statistics(z, noise, gain, s, forms, index, n_candidates, rest, tokens,
         for a in range(n_along):
             mean += powers[k, a] / n_along
             peak = max(peak, powers[k, a])
-        tokens[k, 0] = np.arcsinh(cost[k] / 2.0)
-        tokens[k, 1] = np.tanh(cost[k] / 8.0)
-        tokens[k, 2] = np.log(mean / gain + 1e-3) / 2.0
-        tokens[k, 3] = min(mean / gain, 4.0) - 0.5
-        tokens[k, 4] = peak / max(n_along * mean, 1e-30)
+        tokens[k, N_TOKEN + 0] = np.arcsinh(cost[k] / 2.0)
+        tokens[k, N_TOKEN + 1] = np.tanh(cost[k] / 8.0)
+        tokens[k, N_TOKEN + 2] = np.log(mean / gain + 1e-3) / 2.0
+        tokens[k, N_TOKEN + 3] = min(mean / gain, 4.0) - 0.5
+        tokens[k, N_TOKEN + 4] = peak / max(n_along * mean, 1e-30)
         for t in range(k + 1):
             other = 0.0
             both = 0.0
             for a in range(n_along):
                 other += powers[t, a] / n_along
                 both += np.sqrt(powers[k, a] * powers[t, a]) / n_along
-            edges[k, t, 0] = both / max(np.sqrt(mean * other), 1e-30)
-            edges[t, k, 0] = edges[k, t, 0]
+            edges[k, t, N_EDGE] = both / max(np.sqrt(mean * other), 1e-30)
+            edges[t, k, N_EDGE] = edges[k, t, N_EDGE]
 
 
 @compiled
@@ -651,13 +772,13 @@ def analyse_all(
     rest,
     sizes,
 ):
-    """`analyse` for slots `first` to `last`, and the number of users in doubt of each in `sizes`.
+    """`analyse` for slots `first` to `last`, with `beams` `beam_statistics`, and the users in doubt of each in `sizes`.
 
-    beams: complex64 (slot, symbol, elevation beam, azimuth beam), or with no slots for none; pools: complex64 (slot,
-    symbol, user), or with no slots if `shared_s` and `shared_forms` are those of all. The outputs have a leading axis
-    of slots; features of the beams follow the others.
+    beams: complex64 (slot, symbol, elevation beam, azimuth beam), without any symbol for none; pools: complex64 (slot,
+    symbol, user), or with no slots if `shared_s` and `shared_forms` are those of all. Other arrays are those of
+    `analyse` with a leading axis of slots.
     """
-    length, n_snapshots = y.shape[1:]
+    length = y.shape[1]
     own_pools = pools.shape[0] > 0
     s = np.empty(shared_s.shape) if own_pools else shared_s
     forms = np.empty(shared_forms.shape) if own_pools else shared_forms
@@ -678,23 +799,5 @@ def analyse_all(
             index[k],
             rest[k],
         )
-        if beams.shape[0] > 0:
-            # In units that keep the squares of any level within double precision.
-            received = 0.0
-            for i in range(length):
-                for m in range(n_snapshots):
-                    received += (1.0 * y[k, i, m].real) ** 2 + (1.0 * y[k, i, m].imag) ** 2
-            unit = np.sqrt(max(received, 1e-60) / (length * n_snapshots))
-            noise = np.exp(-slot[k, 7] - 2.4)
-            beam_statistics(
-                beams[k] / unit,
-                noise,
-                noise * np.exp(slot[k, 3]),
-                s,
-                forms,
-                index[k],
-                sizes[k],
-                rest[k],
-                tokens[k, :, N_TOKEN:],
-                edges[k, :, :, N_EDGE:],
-            )
+        if beams.shape[1] > 0:
+            beam_statistics(beams[k], slot[k], s, forms, index[k], sizes[k], rest[k], tokens[k], edges[k])

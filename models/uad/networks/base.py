@@ -64,11 +64,12 @@ class Network(nn.Module):
         """Score every user; float32 (batch, user): log-odds of being active."""
         raise NotImplementedError
 
-    def compiled_forward(self) -> Callable[..., NDArray[np.float32]] | None:
-        """`forward` as a compiled function of arrays with the weights as they are now; None: this kind has none.
+    def compiled(self) -> Callable[..., NDArray[np.float32]] | None:
+        """Slots to log-odds in one compiled function, with the weights as they are now; None: this kind has none.
 
-        Where calls from layer to layer take longer than the arithmetic it is faster than any inference engine. A
-        network that has it gives the same bits for a slot alone and in a batch.
+        Where calls from layer to layer take longer than the arithmetic it is faster than any inference engine. It
+        takes what `prepare` takes, as arrays, and gives float32 (batch, user): log-odds, -inf in a slot that is zero
+        throughout. One thread, the interpreter's lock released; the same bits for a slot alone and in a batch.
         """
         return None
 

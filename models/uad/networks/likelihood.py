@@ -21,7 +21,6 @@ from .base import Network, NetworkConfig, checked_slots
 _MASKED = -1e4
 _REST_LIMIT = 40.0
 _NO_POOLS = np.empty((0, 1, 1), np.complex64)
-_NO_BEAMS = np.empty((0, 1, 1, 1), np.complex64)
 
 
 class LikelihoodConfig(NetworkConfig):
@@ -142,9 +141,7 @@ class LikelihoodTransformer(Network):
             packed = np.empty((n_users, 2, side)), np.empty((n_users, side * side))
         else:
             pools = _NO_POOLS
-            if self._pool is None or self._pool[0] is not preambles:
-                self._pool = preambles, _packed.Prepared(preambles)
-            packed = self._pool[1].of(length)
+            packed = self._packed_pool(preambles, length)
         # Rows that are not written belong to no user in doubt, and a single slot has none of them.
         allocate = np.zeros if n > 1 else np.empty
         tokens = allocate((n, most, self.n_token), np.float32)
@@ -180,10 +177,17 @@ class LikelihoodTransformer(Network):
         edges = np.ascontiguousarray(edges[:, :used, :used])
         return np.ascontiguousarray(tokens[:, :used]), valid, edges, slot, np.ascontiguousarray(index), rest
 
+    def _packed_pool(
+        self, preambles: NDArray[np.complex64], length: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if self._pool is None or self._pool[0] is not preambles:
+            self._pool = preambles, _packed.Prepared(preambles)
+        return self._pool[1].of(length)
+
     def _beams(self, y: NDArray[np.complex64]) -> NDArray[np.complex64]:
-        """Unitary Fourier transforms over rows and columns of the array, if it has one."""
+        """Unitary Fourier transforms over rows and columns of the array; without one, no symbols of any slot."""
         if self.sizes.array_shape is None:
-            return _NO_BEAMS
+            return np.empty((len(y), 0, 1, 1), np.complex64)
         rows, columns = self.sizes.array_shape
         if y.shape[2] != rows * columns:
             raise ValueError(f"y has {y.shape[2]} snapshots; this network is for an array of {rows} x {columns}")
@@ -206,25 +210,38 @@ class LikelihoodTransformer(Network):
         padded = torch.cat([others, others.new_zeros(others.shape[0], 1)], 1)
         return padded.scatter(1, index, found)[:, :-1]
 
-    def compiled_forward(self) -> Callable[..., NDArray[np.float32]]:
-        """`forward` as one compiled function of arrays, with the weights as they are now.
-
-        Returns:
-            Takes what `prepare_numpy` returns, gives float32 (batch, user); one thread, the interpreter's lock
-            released.
-        """
+    def compiled(self) -> Callable[..., NDArray[np.float32]]:
+        """See `Network`; what is worked out from a pool is kept for calls with the very same array."""
         sizes = self.sizes
         weights = _flattened(self)
         shape = np.array(
             [sizes.width, sizes.n_layers, sizes.n_heads, sizes.feedforward, sizes.edge_width], dtype=np.int64
         )
+        features = np.array([self.n_token, self.n_edge], dtype=np.int64)
         limit = np.float32(_REST_LIMIT)
 
         def run(
-            tokens: NDArray, valid: NDArray, edges: NDArray, slot: NDArray, index: NDArray, rest: NDArray
+            y: NDArray[np.complex64],
+            preambles: NDArray[np.complex64],
+            noise_power: NDArray[np.float64] | None,
+            activity: float,
         ) -> NDArray[np.float32]:
-            scores = np.empty(rest.shape, np.float32)
-            _attention.forward_all(tokens, valid, edges, slot, index, rest, weights, shape, limit, scores)
+            scores = np.empty((len(y), preambles.shape[1]), np.float32)
+            _attention.log_odds_all(
+                y,
+                self._beams(y),
+                np.zeros(len(y)) if noise_power is None else noise_power,
+                *self._packed_pool(preambles, y.shape[1]),
+                math.log((1 - activity) / activity),
+                sizes.least_candidates,
+                sizes.most_candidates,
+                sizes.doubt,
+                features,
+                weights,
+                shape,
+                limit,
+                scores,
+            )
             return scores
 
         return run
