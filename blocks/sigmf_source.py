@@ -56,8 +56,7 @@ class SigmfSource(Failsafe, gr.sync_block):
         end = self._position + n
         recorded = max(min(end, length) - self._position, 0)
         if recorded:
-            for output, values in zip(output_items, self.recording.read(self._position, recorded), strict=True):
-                output[:recorded] = values
+            self.recording.read_into(self._position, [output[:recorded] for output in output_items])
         for output in output_items:
             output[recorded:n] = 0
         for start, ticks in self._starts.items():

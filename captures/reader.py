@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from .meta import (
 )
 
 _MAX_INT = 2**63 - 1
+_PIECE_SAMPLES = 4096
 
 
 @dataclass(frozen=True)
@@ -173,19 +174,39 @@ class Recording:
         """
         if count is None:
             count = self.n_samples - start
+        stored = self._stored(start, count)
+        out = np.empty((self.n_channels, count), np.complex64)
+        _to_complex(stored, list(out))
+        return out
+
+    def read_into(self, start: int, out: Sequence[np.ndarray]) -> None:
+        """As `read`, into memory that is there.
+
+        Args:
+            start: index in the file of the first sample.
+            out: complex64, (count,) per channel.
+        """
+        _to_complex(self._stored(start, len(out[0])), out)
+
+    def _stored(self, start: int, count: int) -> np.ndarray:
+        """Components as they are in the file, (count, channels, 2)."""
         if start < 0 or count < 0 or start + count > self.n_samples:
             raise RecordingError(
                 f"samples {start} to {start + count} of {self.data_path} were asked for; it has"
                 f" {self.n_samples}: ask for a stretch within them"
             )
-        size = self.data_path.stat().st_size if self.data_path.exists() else 0
+        try:
+            size = os.stat(self.data_path).st_size
+        except OSError:
+            size = 0
         if size < self.n_samples * self._frame_bytes:
             # Reading a map beyond the end of its file would kill the process.
             raise FieldError(self.data_path, "", "has shrunk since it was opened; restore it from a copy")
         if self._map is None:
             shape = (self.n_samples, self.n_channels, 2)
             self._map = np.memmap(self.data_path, dtype=self._component, mode="r", shape=shape)
-        return _to_complex(self._map[start : start + count])
+        stretch: np.ndarray = self._map[start : start + count]
+        return stretch
 
     def check_hash(self) -> None:
         """Compare the data with the checksum in the metadata.
@@ -433,24 +454,25 @@ class _Section:
             raise self.error(key, f"{err}; mend the file") from err
 
 
-def _to_complex(raw: np.ndarray) -> np.ndarray:
+def _to_complex(raw: np.ndarray, out: Sequence[np.ndarray]) -> None:
     """Components as stored to complex64 at full scale +-1.
 
     Args:
         raw: any component dtype, (samples, channels, 2).
-
-    Returns:
-        complex64, (channels, samples).
+        out: complex64, (samples,) per channel, receives them.
     """
     # 32 bit integers do not fit float32, so they are scaled before they are rounded.
     working = np.float64 if raw.dtype.kind != "f" and raw.dtype.itemsize == 4 else np.float32
-    # Values beyond float32 in the file become infinite, as its own infinities and NaN stay what they are.
-    with np.errstate(over="ignore", invalid="ignore"):
-        values: np.ndarray = raw.astype(working)
-        if raw.dtype.kind != "f":
-            full_scale = working(2.0 ** (8 * raw.dtype.itemsize - 1))
-            if raw.dtype.kind == "u":
-                np.subtract(values, full_scale, out=values)
-            np.divide(values, full_scale, out=values)
-        interleaved = np.ascontiguousarray(values, np.float32).view(np.complex64)[:, :, 0]
-    return np.ascontiguousarray(interleaved.T)
+    # Pieces that the processor's cache holds.
+    for begin in range(0, len(raw), _PIECE_SAMPLES):
+        # Values beyond float32 in the file become infinite, as its own infinities and NaN stay what they are.
+        with np.errstate(over="ignore", invalid="ignore"):
+            values: np.ndarray = raw[begin : begin + _PIECE_SAMPLES].astype(working)
+            if raw.dtype.kind != "f":
+                full_scale = working(2.0 ** (8 * raw.dtype.itemsize - 1))
+                if raw.dtype.kind == "u":
+                    np.subtract(values, full_scale, out=values)
+                np.divide(values, full_scale, out=values)
+            interleaved = np.ascontiguousarray(values, np.float32).view(np.complex64)
+        for channel, row in enumerate(out):
+            row[begin : begin + _PIECE_SAMPLES] = interleaved[:, channel, 0]

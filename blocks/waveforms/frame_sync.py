@@ -105,8 +105,9 @@ class FrameFinder:
             samples: complex64, (n_antennas, n), or one row per antenna.
 
         Returns:
-            The stream delayed by `delay_samples` (zeros first), complex64 (n_antennas, n), and the frames found;
-            each frame's start is still ahead of, or inside, the delayed samples returned with it.
+            The stream delayed by `delay_samples` (zeros first), complex64 (n_antennas, n), a view that holds until
+            the next call, and the frames found; each frame's start is still ahead of, or inside, the delayed samples
+            returned with it.
 
         Raises:
             ValueError: a sample is not finite; nothing was taken then.
@@ -195,9 +196,11 @@ class FrameFinder:
     def _make_room(self, n: int) -> None:
         if self._filled + n <= self._held.shape[1]:
             return
-        # New memory, and room for several calls in it: what was returned before stays as it is.
+        # Room for several calls, so that what is still needed is seldom moved.
         delay = self.delay_samples
-        held = np.empty((self.n_antennas, delay + max(n, 4 * delay)), np.complex64)
+        held = self._held
+        if held.shape[1] < 2 * delay + n:
+            held = np.empty((self.n_antennas, delay + max(n + delay, 4 * delay)), np.complex64)
         held[:, :delay] = self._held[:, self._filled - delay : self._filled]
         self._held, self._filled = held, delay
 
