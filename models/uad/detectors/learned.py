@@ -203,7 +203,8 @@ class LearnedDetector(Detector):
             self._known_lengths.add(y.shape[1])
         if self._compiled is not None:
             slots, noise = self._as_trained(y, noise_power)
-            return expit(self._compiled(slots, self.preambles, noise, self.activity).astype(np.float64))
+            log_odds = self._compiled(slots, self.preambles, noise, self.activity)
+            return expit(log_odds, out=log_odds)
         scores = np.zeros((len(y), self.n_users))
         for i in range(len(y)):
             if y[i].any():
@@ -243,10 +244,8 @@ class LearnedDetector(Detector):
         if self._told_too_many:
             return np.full(len(scores), Flag.CROWDED, np.uint8)
         flags = np.zeros(len(scores), np.uint8)
-        # The expected number of active users, if the probabilities are right. A network outside its training may
-        # well be wrong about that, so the slot itself is asked, too.
-        for i, expected in enumerate(scores.sum(axis=1)):
-            if expected > self._limit or (self._noise_given and least_users(y[i], noise_power[i]) > self._limit):
+        for i in range(len(scores)):
+            if crowded(y[i], noise_power[i], scores[i], self._limit, self._noise_given):
                 flags[i] = Flag.CROWDED
         return flags
 
@@ -281,6 +280,19 @@ def least_users(y, noise_power):
     signal = max(diagonal - 1.0, 0.0)
     spread = square * (1.0 + 2.0 / np.sqrt(pairs)) - diagonal * diagonal / n_snapshots
     return signal * signal / max(spread, 1e-30)
+
+
+@_packed.compiled
+def crowded(y, noise_power, scores, limit, noise_given):
+    """Whether more than `limit` users seem active in a slot.
+
+    The expected number of active users is the sum of their probabilities, if those are right. A network outside its
+    training may well be wrong about that, so the slot itself is asked, too, where the noise power is known.
+    """
+    expected = 0.0
+    for n in range(scores.size):
+        expected += scores[n]
+    return expected > limit or (noise_given and least_users(y, noise_power) > limit)
 
 
 def shipped() -> dict[str, type[Detector]]:

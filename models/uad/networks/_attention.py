@@ -74,7 +74,7 @@ def forward(tokens, edges, slot, index, rest, weights, sizes, rest_limit, out):
 
     tokens: float32 (row, feature); edges: float32 (row, row, feature); slot: float32 (1, feature); index: int64
     (row,); rest: float32 (user,); weights: float32, as `flattened` orders them; sizes: int64, (width, layers, heads,
-    feed-forward width, edge width); out: float32 (user,).
+    feed-forward width, edge width); out: float64 (user,).
     """
     n, n_token = tokens.shape
     n_edge = edges.shape[2]
@@ -226,7 +226,7 @@ def log_odds_all(
     """Statistics and `forward` of one slot after the other; -inf for all users of a slot that is zero throughout.
 
     y, beams, noise_power, s, forms, prior, least_candidates, doubt: see `_posterior.analyse_all`; features: int64,
-    (per token, per pair); out: float32 (slot, user).
+    (per token, per pair); out: float64 (slot, user).
     """
     n_users = s.shape[0]
     most = min(most_candidates, n_users)

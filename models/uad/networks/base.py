@@ -64,11 +64,11 @@ class Network(nn.Module):
         """Score every user; float32 (batch, user): log-odds of being active."""
         raise NotImplementedError
 
-    def compiled(self) -> Callable[..., NDArray[np.float32]] | None:
+    def compiled(self) -> Callable[..., NDArray[np.float64]] | None:
         """Slots to log-odds in one compiled function, with the weights as they are now; None: this kind has none.
 
         Where calls from layer to layer take longer than the arithmetic it is faster than any inference engine. It
-        takes what `prepare` takes, as arrays, and gives float32 (batch, user): log-odds, -inf in a slot that is zero
+        takes what `prepare` takes, as arrays, and gives float64 (batch, user): log-odds, -inf in a slot that is zero
         throughout. One thread, the interpreter's lock released; the same bits for a slot alone and in a batch.
         """
         return None

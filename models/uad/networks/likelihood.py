@@ -210,7 +210,7 @@ class LikelihoodTransformer(Network):
         padded = torch.cat([others, others.new_zeros(others.shape[0], 1)], 1)
         return padded.scatter(1, index, found)[:, :-1]
 
-    def compiled(self) -> Callable[..., NDArray[np.float32]]:
+    def compiled(self) -> Callable[..., NDArray[np.float64]]:
         """See `Network`; what is worked out from a pool is kept for calls with the very same array."""
         sizes = self.sizes
         weights = _flattened(self)
@@ -225,8 +225,8 @@ class LikelihoodTransformer(Network):
             preambles: NDArray[np.complex64],
             noise_power: NDArray[np.float64] | None,
             activity: float,
-        ) -> NDArray[np.float32]:
-            scores = np.empty((len(y), preambles.shape[1]), np.float32)
+        ) -> NDArray[np.float64]:
+            scores = np.empty((len(y), preambles.shape[1]))
             _attention.log_odds_all(
                 y,
                 self._beams(y),
