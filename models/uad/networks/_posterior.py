@@ -38,6 +38,7 @@ _BEAM_SHARE = 0.05
 _SWEEPS = 3
 _SUPPORT_SWEEPS = 2
 _TOLERANCE = 0.5
+_STRONGEST = 48
 _ROOT_2 = 2.0**0.5
 _LOG_2 = float(np.log(2.0))
 # Rows of pairs are worked out to multiples of this, so that vectors fill them.
@@ -161,13 +162,25 @@ def _relax(packed_covariance, s, forms, gamma, q_matrix, p_matrix, b, c, support
     n_users = gamma.size
     for n in range(n_users):
         gamma[n] = -_packed.form(forms[n], flat)
-    order = np.argsort(gamma)
+    # The first sweep is for the strongest alone; only among them the order matters.
+    n_strongest = min(_STRONGEST, n_users)
+    limit = np.partition(gamma, n_strongest - 1)[n_strongest - 1]
+    order = np.empty(n_users, np.int64)
+    below, above = 0, n_users
+    for n in range(n_users):
+        if gamma[n] <= limit and below < n_strongest:
+            order[below] = n
+            below += 1
+        else:
+            above -= 1
+            order[above] = n
+    order[:below] = order[:below][np.argsort(gamma[order[:below]])]
     gamma[:] = 0.0
     size = 0
     for sweep in range(_SWEEPS):
         _rebuild(1.0, support, size, gamma, s, packed_covariance, q_matrix, p_matrix, b, c)
         if sweep == 0:
-            moved = _sweep(order, s, forms, q_matrix, p_matrix, gamma, b, c)
+            moved = _sweep(order[:below], s, forms, q_matrix, p_matrix, gamma, b, c)
         else:
             size = 0
             for n in order:
@@ -547,6 +560,17 @@ def analyse(
         kept_ones[0] = least
         n_kept = 1
     flat_covariance = packed_covariance.reshape(-1)
+    squashed = np.empty((4, n_kept))
+    for row in range(n_kept):
+        k = kept_ones[row]
+        squashed[0, row] = nearest[k]
+        squashed[1, row] = second_nearest[k]
+        squashed[2, row] = own[k] if active[candidates[k]] else -own[k]
+        squashed[3, row] = nearest[k] - own[k]
+    flat_squashed = squashed.reshape(-1)
+    for k in range(flat_squashed.size):
+        # tanh of an eighth
+        flat_squashed[k] = 1.0 - 2.0 / (1.0 + _exp(min(max(flat_squashed[k] / 4.0, -_FAR), _FAR)))
     for row in range(n_kept):
         k = kept_ones[row]
         n = candidates[k]
@@ -578,25 +602,26 @@ def analyse(
         v_0 = own_v[k] / alone
         u_0 = own_u[k] / (alone * alone)
         ratio = max(u_0 / v_0, 1e-9)
-        free = n_snapshots * (ratio - 1.0 - np.log(ratio))
+        log_ratio = np.log(ratio)
+        free = np.log1p(n_snapshots * (ratio - 1.0 - log_ratio) / 4.0)
         estimate = (u_0 - v_0) / (v_0 * v_0)
         share = min(gathered[k] / weights, 1.0 - 1e-9)
         tokens[row, 0] = sign
         tokens[row, 1] = np.arcsinh(sign * own[k] / 2.0)
-        tokens[row, 2] = -sign * (np.log(share) - np.log(1.0 - share)) / 4.0
+        tokens[row, 2] = -sign * np.log(share / (1.0 - share)) / 4.0
         tokens[row, 3] = min(max(estimate / gain, -1.0), 4.0) - 0.5
-        tokens[row, 4] = np.log1p(free / 4.0) if estimate > 0.0 else -np.log1p(free / 4.0)
+        tokens[row, 4] = free if estimate > 0.0 else -free
         tokens[row, 5] = np.log(gain * v_0)
-        tokens[row, 6] = np.log(ratio)
-        tokens[row, 7] = np.tanh(nearest[k] / 8.0)
-        tokens[row, 8] = np.tanh(second_nearest[k] / 8.0)
+        tokens[row, 6] = log_ratio
+        tokens[row, 7] = squashed[0, row]
+        tokens[row, 8] = squashed[1, row]
         tokens[row, 9] = min(gamma[n] / start_gain, 4.0) - 0.5
         tokens[row, 10] = np.log(
             max(_packed.form(forms[n], flat_covariance), 1e-9) / (length * length * max(received, 1e-9))
         )
-        tokens[row, 11] = np.tanh(sign * own[k] / 8.0)
+        tokens[row, 11] = squashed[2, row]
         tokens[row, 12] = np.log(max(powers[n], 1e-9) / gain) if active[n] else 0.0
-        tokens[row, 13] = np.tanh((nearest[k] - own[k]) / 8.0)
+        tokens[row, 13] = squashed[3, row]
         tokens[row, 14] = np.exp(-max(own[k], 0.0) / 4.0)
     fit = 0.0
     for i in range(side):
