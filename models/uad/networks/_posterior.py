@@ -35,6 +35,7 @@ _MAX_MOVES = 24
 _BEAM_STEPS = 20
 # Elevation beams that hold less than this share of the strongest one's power are left out.
 _BEAM_SHARE = 0.05
+# At 64 snapshots; see `_relax`.
 _SWEEPS = 3
 _SUPPORT_SWEEPS = 2
 _TOLERANCE = 0.5
@@ -150,7 +151,7 @@ def _complex_rows(packed, first, out):
 
 
 @compiled
-def _relax(packed_covariance, s, forms, gamma, q_matrix, p_matrix, b, c, support):
+def _relax(packed_covariance, s, forms, gamma, n_snapshots, q_matrix, p_matrix, b, c, support):
     """Coordinate descent on all users' powers, strongest matched filter first.
 
     Sweeps after the first leave out those who have no power and at the start would get none. It stops early: what
@@ -162,6 +163,9 @@ def _relax(packed_covariance, s, forms, gamma, q_matrix, p_matrix, b, c, support
     n_users = gamma.size
     for n in range(n_users):
         gamma[n] = -_packed.form(forms[n], flat)
+    # The more snapshots, the deeper are the valleys that flips of one or two users would have to leave.
+    effort = np.sqrt(max(n_snapshots, 64) / 64.0)
+    tolerance = _TOLERANCE / effort
     # The first sweep is for the strongest alone; only among them the order matters.
     n_strongest = min(_STRONGEST, n_users)
     limit = np.partition(gamma, n_strongest - 1)[n_strongest - 1]
@@ -177,7 +181,7 @@ def _relax(packed_covariance, s, forms, gamma, q_matrix, p_matrix, b, c, support
     order[:below] = order[:below][np.argsort(gamma[order[:below]])]
     gamma[:] = 0.0
     size = 0
-    for sweep in range(_SWEEPS):
+    for sweep in range(int(_SWEEPS * effort)):
         _rebuild(1.0, support, size, gamma, s, packed_covariance, q_matrix, p_matrix, b, c)
         if sweep == 0:
             moved = _sweep(order[:below], s, forms, q_matrix, p_matrix, gamma, b, c)
@@ -195,10 +199,10 @@ def _relax(packed_covariance, s, forms, gamma, q_matrix, p_matrix, b, c, support
                 support[size] = n
                 size += 1
                 largest = max(largest, gamma[n])
-        if sweep > 0 and moved <= _TOLERANCE * largest:
+        if sweep > 0 and moved <= tolerance * largest:
             break
-        for _ in range(_SUPPORT_SWEEPS):
-            if _sweep_support(support[:size], s, packed_covariance, q_matrix, gamma, b) <= _TOLERANCE * largest:
+        for _ in range(int(_SUPPORT_SWEEPS * effort)):
+            if _sweep_support(support[:size], s, packed_covariance, q_matrix, gamma, b) <= tolerance * largest:
                 break
     return size
 
@@ -278,7 +282,7 @@ def analyse(
     received /= used
 
     noise = 1.0
-    size = _relax(packed_covariance, s, forms, gamma, q_matrix, p_matrix, b, c, candidates)
+    size = _relax(packed_covariance, s, forms, gamma, n_snapshots, q_matrix, p_matrix, b, c, candidates)
     total = 0.0
     squares = 0.0
     for k in range(size):
