@@ -1,0 +1,15 @@
+"""Figures of recordings: what the recorder loses and costs, what survives, what a check catches, what can be replayed."""
+
+from __future__ import annotations
+
+from . import _captures_recorder
+from .entry import Measurement
+
+AREA = "captures"
+
+
+def measurements(quick: bool) -> list[Measurement]:
+    """All measurements of this area; `quick` takes fewer draws and shorter runs."""
+    return [
+        *_captures_recorder.measurements(quick),
+    ]
