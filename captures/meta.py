@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
@@ -25,6 +26,10 @@ EXTENSION = {"name": NAMESPACE, "version": "1.0.0", "optional": True}
 SPECIFICATION = sigmf.__specification__
 RECORDER = f"semair {__version__}"
 LABEL_LIMIT = 20
+NAME_LIMIT_BYTES = 200
+"""Of a base name: file systems allow 255 with endings and dots."""
+META_LIMIT_BYTES = 64 << 20
+"""Of a metadata file: parsed, it takes ten times as much memory. That is some 200,000 annotations."""
 
 META_SUFFIX = keys.SIGMF_METADATA_EXT
 DATA_SUFFIX = keys.SIGMF_DATASET_EXT
@@ -87,6 +92,12 @@ def check_name(name: str, what: str = "name") -> None:
             f'{what} is {name!r}; it must be a plain file name without any of / \\ : * ? " < > | and not'
             " start with a dot"
         )
+    try:
+        long = len(name.encode()) > NAME_LIMIT_BYTES
+    except UnicodeEncodeError as err:
+        raise RecordingError(f"{what} is {name!r}; it must be Unicode text ({err.reason})") from err
+    if long:
+        raise RecordingError(f"{what} is {name[:40]}...; it must be at most {NAME_LIMIT_BYTES} bytes long")
     if re.search(r"\.sigmf(-meta|-data|-collection)?$", name):
         raise RecordingError(f"{what} is {name!r}; leave out the .sigmf ending, it is added")
 
@@ -130,13 +141,35 @@ def load_json(path: Path) -> dict[str, Any]:
     """Object in a JSON file.
 
     Raises:
-        FieldError: the file is missing, unreadable, no UTF-8, no JSON, or holds no object.
+        FieldError: the file is missing, unreadable, too large, no UTF-8, no JSON, or holds no object.
     """
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"))
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise FieldError(path, "", "is no regular file; check the path")
+        if status.st_size > META_LIMIT_BYTES:
+            raise FieldError(
+                path, "", f"has {status.st_size} bytes; metadata are read up to {META_LIMIT_BYTES}, take some out"
+            )
+        raw = path.read_bytes()
     except OSError as err:
         raise FieldError(path, "", f"cannot be read ({err.strerror}); check the path") from err
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as err:
+    return parse_json(path, raw)
+
+
+def parse_json(path: Path, raw: bytes) -> dict[str, Any]:
+    """Object in JSON text.
+
+    Args:
+        path: where it comes from, for messages.
+        raw: the text in UTF-8.
+
+    Raises:
+        FieldError: no UTF-8, no JSON, or no object.
+    """
+    try:
+        content = json.loads(raw.decode("utf-8"))
+    except (ValueError, RecursionError) as err:
         raise FieldError(path, "", f"is no JSON in UTF-8 ({err}); restore it from a copy") from err
     if not isinstance(content, dict):
         raise FieldError(path, "", f"holds {type(content).__name__}, not a JSON object; restore it from a copy")
@@ -227,7 +260,9 @@ def require_fields(part: str, fields: Mapping[str, Any] | None, n_channels: int 
 
 
 @cache
-def _per_channel_fields(part: str) -> frozenset[str]:
+def per_channel_fields(part: str) -> frozenset[str]:
+    """Full names of the fields of ``global``, ``capture`` ... that are arrays with one entry per channel."""
+
     def refers(schema: Any) -> bool:
         return "#/$defs/per_channel" in schema.get("$ref", "") or any(map(refers, schema.get("anyOf", ())))
 
@@ -239,7 +274,7 @@ def channel_count_problems(part: str, fields: Mapping[str, Any], n_channels: int
     """Per-channel arrays whose length is not the number of channels, which a JSON schema cannot express."""
     return [
         (key, f"has {len(fields[key])} entries; it needs one per channel, {n_channels}")
-        for key in sorted(_per_channel_fields(part) & set(fields))
+        for key in sorted(per_channel_fields(part) & set(fields))
         if isinstance(fields[key], list) and len(fields[key]) != n_channels
     ]
 

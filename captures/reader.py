@@ -91,6 +91,7 @@ class Recording:
         segments: capture segments in order; equal neighbours are merged, as the specification asks.
         annotations: annotations in order.
         global_fields: global fields of the semair namespace, without prefix.
+        frame_bytes: of one sample of all channels in the file.
         sha512: of the data file as recorded, lower case; None if not recorded.
     """
 
@@ -113,7 +114,7 @@ class Recording:
         sha512 = head.get(keys.SHA512_KEY, str)
         self.sha512: str | None = None if sha512 is None else sha512.lower()
         self.global_fields = unprefixed(head.fields)
-        self._frame_bytes = 2 * self._component.itemsize * self.n_channels
+        self.frame_bytes = 2 * self._component.itemsize * self.n_channels
         self.n_samples = self._count_samples(head)
         self.segments = self._read_segments()
         self.annotations = self._read_annotations()
@@ -174,9 +175,9 @@ class Recording:
         """
         if count is None:
             count = self.n_samples - start
-        stored = self._stored(start, count)
+        stored = self.stored(start, count)
         out = np.empty((self.n_channels, count), np.complex64)
-        _to_complex(stored, list(out))
+        to_complex(stored, list(out))
         return out
 
     def read_into(self, start: int, out: Sequence[np.ndarray]) -> None:
@@ -186,10 +187,21 @@ class Recording:
             start: index in the file of the first sample.
             out: complex64, (count,) per channel.
         """
-        _to_complex(self._stored(start, len(out[0])), out)
+        to_complex(self.stored(start, len(out[0])), out)
 
-    def _stored(self, start: int, count: int) -> np.ndarray:
-        """Components as they are in the file, (count, channels, 2)."""
+    def stored(self, start: int, count: int) -> np.ndarray:
+        """Components as they are in the file.
+
+        Args:
+            start: index in the file of the first sample.
+            count: samples per channel.
+
+        Returns:
+            Of the file's own dtype, (count, channels, 2); a map of the file, not a copy.
+
+        Raises:
+            RecordingError: as for `read`.
+        """
         if start < 0 or count < 0 or start + count > self.n_samples:
             raise RecordingError(
                 f"samples {start} to {start + count} of {self.data_path} were asked for; it has"
@@ -199,7 +211,7 @@ class Recording:
             size = os.stat(self.data_path).st_size
         except OSError:
             size = 0
-        if size < self.n_samples * self._frame_bytes:
+        if size < self.n_samples * self.frame_bytes:
             # Reading a map beyond the end of its file would kill the process.
             raise FieldError(self.data_path, "", "has shrunk since it was opened; restore it from a copy")
         if self._map is None:
@@ -241,13 +253,13 @@ class Recording:
         size = os.stat(self.data_path).st_size
         if size == 0:
             raise FieldError(self.data_path, "", "empty; restore it from a copy, there is nothing to recover in it")
-        n_samples, rest = divmod(size, self._frame_bytes)
+        n_samples, rest = divmod(size, self.frame_bytes)
         fix = f"restore it from a copy, or run recover on {folder} to keep what is whole"
         if rest:
             raise CutError(
                 self.data_path,
                 f"global.{keys.DATATYPE_KEY}",
-                f"{size} bytes end within a sample, which takes {self._frame_bytes} ({self.n_channels}"
+                f"{size} bytes end within a sample, which takes {self.frame_bytes} ({self.n_channels}"
                 f" channels of {self.datatype}); {fix}",
             )
         recorded = head.integer(f"{NAMESPACE}:n_samples", minimum=0)
@@ -269,7 +281,7 @@ class Recording:
             if section.integer(keys.HEADER_BYTES_KEY, minimum=0, default=0):
                 raise section.error(
                     keys.HEADER_BYTES_KEY,
-                    "is not 0; such files are not read, convert with sigmf_convert first",
+                    "is not 0: the file is not all samples; convert it with semair capture import",
                 )
             start = section.integer(keys.SAMPLE_START_KEY, minimum=0, required=True)
             if starts and start < starts[-1]:
@@ -348,7 +360,7 @@ def find_meta(path: Path) -> Path:
         if name.endswith(COLLECTION_SUFFIX):
             raise RecordingError(f"{path} is a collection; open it with open_collection")
         if name.endswith((keys.SIGMF_ARCHIVE_EXT, *keys.SIGMF_COMPRESSED_EXTS.values())) and path.is_file():
-            raise RecordingError(f"{path} is an archive; unpack it (tar -xf) and open the .sigmf-meta file inside")
+            raise RecordingError(f"{path} is an archive; semair capture import {path} unpacks it")
     meta_path = path.with_name(name + META_SUFFIX)
     if not meta_path.is_file():
         interrupted = meta_path.parent.is_dir() and name in [p.name for p in leftovers(meta_path.parent)]
@@ -367,13 +379,13 @@ def _refuse_unreadable(meta_path: Path, head: _Section) -> None:
         raise head.error(
             keys.OFFSET_KEY,
             "is not 0; readers disagree about what it shifts, so sample indices would be a guess."
-            " Subtract it from every sample_start and remove it",
+            " semair capture import can remove it if the sample indices leave no doubt",
         )
     if head.get(keys.METADATA_ONLY_KEY, bool):
         raise head.error(keys.METADATA_ONLY_KEY, "is true: this recording has no samples; get its data file")
     if head.get(keys.DATASET_KEY, str) is not None or head.integer(keys.TRAILING_BYTES_KEY, minimum=0, default=0):
         field_name = keys.DATASET_KEY if keys.DATASET_KEY in head.fields else keys.TRAILING_BYTES_KEY
-        raise head.error(field_name, "marks a foreign data file; convert it with sigmf_convert first")
+        raise head.error(field_name, "marks a foreign data file; convert it with semair capture import")
     for index, extension in enumerate(head.get(keys.EXTENSIONS_KEY, list) or []):
         place = f"{keys.EXTENSIONS_KEY}.{index}"
         if not isinstance(extension, dict) or not isinstance(extension.get("name"), str):
@@ -442,7 +454,11 @@ class _Section:
             return None
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(key, f"is {value!r}, not a number; mend the file")
-        return float(value) if np.isfinite(value) else None
+        try:
+            number = float(value)
+        except OverflowError as err:
+            raise self.error(key, "is a number without measure; mend the file") from err
+        return number if np.isfinite(number) else None
 
     def device_time(self) -> DeviceTime | None:
         key = f"{NAMESPACE}:device_time"
@@ -454,7 +470,7 @@ class _Section:
             raise self.error(key, f"{err}; mend the file") from err
 
 
-def _to_complex(raw: np.ndarray, out: Sequence[np.ndarray]) -> None:
+def to_complex(raw: np.ndarray, out: Sequence[np.ndarray]) -> None:
     """Components as stored to complex64 at full scale +-1.
 
     Args:
