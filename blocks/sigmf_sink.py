@@ -10,16 +10,19 @@ from typing import Any, Literal
 import numpy as np
 
 from ..captures.devicetime import DeviceTime
+from ..captures.gaps import METHOD, Loss, LossFinder
 from ..captures.writer import RecordingWriter
-from .runtime import RX_TIME, WORK_DONE, Failsafe, gr, guarded, input_tags, pmt, stack_ports, time_ticks
+from .messages import field
+from .runtime import RX_TIME, WORK_DONE, Failsafe, gr, guarded, input_tags, pmt, time_ticks
 
 
 class SigmfSink(Failsafe, gr.sync_block):
-    """Writes n_channels complex streams into one interleaved recording.
+    """Writes n_channels streams into one interleaved recording.
 
     Tags read: `rx_time` on port 0; the first gives the recording its device time, a later one that does not
-    continue it starts a new capture segment with the count of lost samples. The recording is opened with the
-    first samples and gets its final name when the flowgraph stops; `writer` tells how it went.
+    continue it starts a new capture segment with the count of lost samples. Message in `frames`: frames that a
+    synchroniser heard in the same streams; where the radio gives no time, they tell of lost samples. The recording
+    is opened with the first samples and gets its final name when the flowgraph stops; `writer` tells how it went.
 
     Args:
         folder: where to write.
@@ -30,6 +33,9 @@ class SigmfSink(Failsafe, gr.sync_block):
         datatype: "ci16_le" for radios of up to 16 bits, "cf32_le" for anything.
         overwrite: replace a recording of this name.
         max_samples: end the stream after so many samples per channel; None: no limit.
+        stream: what the streams hold: "complex", or "short" for pairs of 16-bit integers (vectors of two shorts) as
+            radios deliver them, which are written as they are; needs "ci16_le".
+        frame_samples: length of the frames that `frames` tells of; None: such messages are not used.
         writer_options: further arguments of the recording's writer.
     """
 
@@ -43,9 +49,14 @@ class SigmfSink(Failsafe, gr.sync_block):
         datatype: Literal["ci16_le", "cf32_le"] = "ci16_le",
         overwrite: bool = False,
         max_samples: int | None = None,
+        stream: Literal["complex", "short"] = "complex",
+        frame_samples: int | None = None,
         **writer_options: Any,
     ) -> None:
-        gr.sync_block.__init__(self, name="semair SigMF sink", in_sig=[np.complex64] * n_channels, out_sig=None)
+        if stream not in ("complex", "short") or (stream == "short" and datatype != "ci16_le"):
+            raise ValueError(f"stream={stream!r} with {datatype}: choose 'complex', or 'short' with 'ci16_le'")
+        item = np.complex64 if stream == "complex" else (np.int16, 2)
+        gr.sync_block.__init__(self, name="semair SigMF sink", in_sig=[item] * n_channels, out_sig=None)
         self.sample_rate_hz = sample_rate_hz
         self.max_samples = max_samples
         self.writer: RecordingWriter | None = None
@@ -61,6 +72,29 @@ class SigmfSink(Failsafe, gr.sync_block):
             **writer_options,
         )
         self._clock: tuple[int, int] | None = None
+        self._losses = None if frame_samples is None else LossFinder(frame_samples)
+        self._found: list[Loss] = []
+        self.message_port_register_in(pmt.intern("frames"))
+        self.set_msg_handler(pmt.intern("frames"), self.handle_frame)
+
+    @guarded
+    def handle_frame(self, message: Any) -> None:
+        """Compare the number of a frame with its place, where nothing else tells of losses."""
+        if self._losses is None or self._clock is not None:
+            return
+        table = pmt.car(message)
+        if field(table, "counted"):
+            return
+        start = field(table, "sample_time")
+        loss = self._losses.add(field(table, "frame"), start + field(table, "fraction"))
+        if loss is not None:
+            self._found.append(loss)
+
+    def _mark_losses(self, writer: RecordingWriter) -> None:
+        """Note losses as far as they lie in what is written; who heard them may be ahead of this block."""
+        while self._found and self._found[0].sample_start <= writer.n_samples:
+            loss = self._found.pop(0)
+            writer.found_loss(loss.sample_start, loss.lost_samples, loss.earliest_start, METHOD)
 
     @guarded
     def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
@@ -71,7 +105,7 @@ class SigmfSink(Failsafe, gr.sync_block):
             n = min(n, self.max_samples - first)
             if n <= 0:
                 return WORK_DONE
-        samples = stack_ports(input_items, n)
+        samples = [port[:n] for port in input_items]
         times = [tag for tag in input_tags(self, 0, n) if pmt.equal(tag.key, RX_TIME)]
         if self.writer is None:
             at_start = [tag for tag in times if tag.offset == first]
@@ -82,11 +116,12 @@ class SigmfSink(Failsafe, gr.sync_block):
             if self._clock is not None:
                 lost = ticks - self._clock[1] - (tag.offset - self._clock[0])
                 if lost:
-                    self.writer.write(samples[:, done : tag.offset - first])
+                    self.writer.write([port[done : tag.offset - first] for port in samples])
                     done = tag.offset - first
                     self.writer.gap(lost, self._device_time(tag))
             self._clock = (tag.offset, ticks)
-        self.writer.write(samples[:, done:])
+        self.writer.write([port[done:] for port in samples] if done else samples)
+        self._mark_losses(self.writer)
         return n
 
     def _device_time(self, tag: gr.tag_t) -> DeviceTime:
@@ -102,6 +137,7 @@ class SigmfSink(Failsafe, gr.sync_block):
         """Close the recording, whatever ended the flowgraph."""
         try:
             if self.writer is not None:
+                self._mark_losses(self.writer)
                 self.writer.close()
         except Exception as error:
             self.keep(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from sigmf.hashing import calculate_sha512
 
 from ..errors import RecordingError
 from . import storage
+from .extensions import declarations, standard_problems
 from .meta import (
     COLLECTION_SUFFIX,
-    EXTENSION,
     META_SUFFIX,
     NAMESPACE,
     SPECIFICATION,
@@ -28,6 +28,7 @@ from .meta import (
     unprefixed,
 )
 from .reader import Recording
+from .seal import file_record
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ def write_collection(
     fields: Mapping[str, Any] | None = None,
     *,
     description: str = "",
+    files: Sequence[str] = (),
+    standard_fields: Mapping[str, Any] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a collection over finished recordings. Do it last: it holds the checksums of their metadata.
@@ -66,6 +69,8 @@ def write_collection(
         recordings: base name by role, e.g. ``{"bs-rx": "run7-bs-rx", "tx-beacon": "run7-tx-beacon"}``.
         fields: fields of the semair namespace, without prefix.
         description: free text.
+        files: names of other files in the folder, e.g. of the ground truth; their checksums go into the collection.
+        standard_fields: fields of SigMF's own extensions for the collection, under their full names.
         overwrite: replace an existing collection.
 
     Returns:
@@ -88,18 +93,29 @@ def write_collection(
         raise RecordingError(f"recording {twice[0]} has several roles in collection {name}; give it one")
     if "roles" in (fields or {}):
         raise RecordingError("fields hold roles; they follow from recordings, leave them out")
-    own = require_fields("collection", {**(fields or {}), "roles": dict(recordings)})
+    records = {}
+    for file in files:
+        check_name(file, "file")
+        try:
+            records[file] = file_record(folder / file)
+        except OSError as err:
+            raise RecordingError(
+                f"{folder / file} cannot be read ({err.strerror}); leave it out of files, or restore it"
+            ) from err
+    listed = {"files": records} if records else {}
+    own = require_fields("collection", {**(fields or {}), **listed, "roles": dict(recordings)})
     streams = []
     for role, base in recordings.items():
         check_name(base, f"recording of role {role}")
         recording = Recording.open(folder / (base + META_SUFFIX))
         streams.append({"name": base, "hash": calculate_sha512(filename=recording.meta_path)})
-    body: dict[str, Any] = {keys.VERSION_KEY: SPECIFICATION, keys.EXTENSIONS_KEY: [EXTENSION]}
+    body: dict[str, Any] = {keys.VERSION_KEY: SPECIFICATION, **(standard_fields or {})}
+    body[keys.EXTENSIONS_KEY] = declarations({"collection": body})
     if description:
         body[keys.DESCRIPTION_KEY] = description
     body |= {**prefixed(own), keys.STREAMS_KEY: streams}
     meta = {"collection": body}
-    problems = meta_problems(meta)
+    problems = meta_problems(meta) + list(standard_problems(meta))
     if problems:
         raise RecordingError(f"collection {name} is not valid: " + "; ".join(f"{f}: {m}" for f, m in problems))
     storage.replace_file(path, dumps(meta))
@@ -130,6 +146,7 @@ def open_collection(path: str | Path) -> Collection:
         )
     fields = unprefixed(body)
     fields.pop("roles", None)
+    fields.pop("seal", None)
     return Collection(
         path.name.removesuffix(COLLECTION_SUFFIX),
         path,

@@ -20,9 +20,11 @@ from sigmf import keys
 from .. import __version__
 from ..errors import RecordingError
 from .devicetime import DeviceTime
+from .extensions import SEMAIR_VERSION
+from .seal import SEAL_KEY, blank_seal, seal_text
 
 NAMESPACE = "semair"
-EXTENSION = {"name": NAMESPACE, "version": "1.0.0", "optional": True}
+EXTENSION = {"name": NAMESPACE, "version": SEMAIR_VERSION, "optional": True}
 SPECIFICATION = sigmf.__specification__
 RECORDER = f"semair {__version__}"
 LABEL_LIMIT = 20
@@ -129,12 +131,27 @@ def unprefixed(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def dumps(meta: Mapping[str, Any]) -> bytes:
-    """Metadata as UTF-8 JSON.
+    """Metadata as UTF-8 JSON, with a seal of its own where this project's extension is declared.
 
     Raises:
         ValueError: a value is NaN or infinite, which JSON cannot hold.
     """
-    return (json.dumps(meta, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    head = "collection" if "collection" in meta else "global"
+    ours = is_sealed_kind(meta)
+    if ours:
+        meta = {**meta, head: {**meta[head], SEAL_KEY: blank_seal()}}
+    text = (json.dumps(meta, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    return seal_text(text) if ours else text
+
+
+def is_sealed_kind(meta: Mapping[str, Any]) -> bool:
+    """Whether metadata declare a version of this project's extension that asks for a seal."""
+    head = meta.get("collection", meta.get("global"))
+    declared = head.get(keys.EXTENSIONS_KEY) if isinstance(head, Mapping) else None
+    return isinstance(declared, list) and any(
+        isinstance(item, Mapping) and item.get("name") == NAMESPACE and item.get("version") != "1.0.0"
+        for item in declared
+    )
 
 
 def load_json(path: Path) -> dict[str, Any]:
@@ -217,7 +234,7 @@ def _problem(error: ValidationError, prefix: str = "") -> tuple[str, str]:
         known = sorted(key.removeprefix(f"{NAMESPACE}:") for key in error.schema.get("properties", {}))
         unknown = sorted(set(unprefixed(error.instance)) - set(known))
         return field, (
-            f"{', '.join(unknown)} not in the namespace {NAMESPACE} 1.0.0; known here: {', '.join(known)}"
+            f"{', '.join(unknown)} not in the namespace {NAMESPACE} {SEMAIR_VERSION}; known here: {', '.join(known)}"
             " (anything else goes into the object `extra`)"
         )
     return field, error.message if len(error.message) < 400 else error.message[:400] + " ..."

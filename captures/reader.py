@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ from .meta import (
     load_json,
     unprefixed,
 )
+from .seal import damaged_chunks, parse_chunks
+
+OnShare = Callable[[float], None]
+"""Called with the share done, 0 to 1."""
 
 _MAX_INT = 2**63 - 1
 _PIECE_SAMPLES = 4096
@@ -100,7 +104,7 @@ class Recording:
         self.name = meta_path.name.removesuffix(META_SUFFIX)
         self.data_path = meta_path.with_name(self.name + DATA_SUFFIX)
         self.meta = meta
-        head = _Section(meta_path, "global", _section(meta_path, meta, "global", dict))
+        head = Section(meta_path, "global", require_section(meta_path, meta, "global", dict))
         _refuse_unreadable(meta_path, head)
         self.datatype: str = head.get(keys.DATATYPE_KEY, str, required=True)
         try:
@@ -220,12 +224,34 @@ class Recording:
         stretch: np.ndarray = self._map[start : start + count]
         return stretch
 
+    @property
+    def chunks(self) -> list[tuple[int, int, str]] | None:
+        """First sample, sample after the last and SHA-256 of each stretch of the data; None if there are none.
+
+        Raises:
+            RecordingError: the field is malformed.
+        """
+        if "chunks" not in self.global_fields:
+            return None
+        try:
+            return parse_chunks(self.global_fields["chunks"], self.n_samples)
+        except ValueError as err:
+            raise FieldError(self.meta_path, f"global.{NAMESPACE}:chunks", f"{err}; restore it from a copy") from err
+
     def check_hash(self) -> None:
-        """Compare the data with the checksum in the metadata.
+        """Compare the data with the checksums in the metadata: those of the chunks, or that of the whole file.
 
         Raises:
             RecordingError: they differ, or there is no checksum.
         """
+        if self.chunks is not None:
+            for start, end in damaged_chunks(self.data_path, self.chunks, self.frame_bytes):
+                raise FieldError(
+                    self.data_path,
+                    f"global.{NAMESPACE}:chunks",
+                    f"the data were changed or damaged in samples {start} to {end}; restore them from a copy",
+                )
+            return
         if self.sha512 is None:
             raise FieldError(
                 self.meta_path,
@@ -241,7 +267,7 @@ class Recording:
                 f" {self.meta_path.name} says {self.sha512[:16]}...; restore them from a copy",
             )
 
-    def _count_samples(self, head: _Section) -> int:
+    def _count_samples(self, head: Section) -> int:
         folder = self.meta_path.parent
         if not self.data_path.is_file():
             raise FieldError(
@@ -273,10 +299,10 @@ class Recording:
         return n_samples
 
     def _read_segments(self) -> list[Segment]:
-        captures = _section(self.meta_path, self.meta, "captures", list) or [{keys.SAMPLE_START_KEY: 0}]
-        sections = [_Section(self.meta_path, f"captures.{index}", item) for index, item in enumerate(captures)]
+        captures = require_section(self.meta_path, self.meta, "captures", list) or [{keys.SAMPLE_START_KEY: 0}]
+        sections = [Section(self.meta_path, f"captures.{index}", item) for index, item in enumerate(captures)]
         starts: list[int] = []
-        kept: list[_Section] = []
+        kept: list[Section] = []
         for section in sections:
             if section.integer(keys.HEADER_BYTES_KEY, minimum=0, default=0):
                 raise section.error(
@@ -316,8 +342,8 @@ class Recording:
 
     def _read_annotations(self) -> list[Annotation]:
         result = []
-        for index, item in enumerate(_section(self.meta_path, self.meta, "annotations", list)):
-            section = _Section(self.meta_path, f"annotations.{index}", item)
+        for index, item in enumerate(require_section(self.meta_path, self.meta, "annotations", list)):
+            section = Section(self.meta_path, f"annotations.{index}", item)
             start = section.integer(keys.SAMPLE_START_KEY, minimum=0, required=True)
             count = section.integer(keys.SAMPLE_COUNT_KEY, minimum=0)
             if count is None:
@@ -373,7 +399,7 @@ def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key != keys.SAMPLE_START_KEY}
 
 
-def _refuse_unreadable(meta_path: Path, head: _Section) -> None:
+def _refuse_unreadable(meta_path: Path, head: Section) -> None:
     """Refuse what would be read wrongly."""
     if head.integer(keys.OFFSET_KEY, minimum=0, default=0):
         raise head.error(
@@ -386,6 +412,15 @@ def _refuse_unreadable(meta_path: Path, head: _Section) -> None:
     if head.get(keys.DATASET_KEY, str) is not None or head.integer(keys.TRAILING_BYTES_KEY, minimum=0, default=0):
         field_name = keys.DATASET_KEY if keys.DATASET_KEY in head.fields else keys.TRAILING_BYTES_KEY
         raise head.error(field_name, "marks a foreign data file; convert it with semair capture import")
+    refuse_unknown_extensions(head)
+
+
+def refuse_unknown_extensions(head: Section) -> None:
+    """Refuse recordings that demand of their readers to know an extension that is not known here.
+
+    Raises:
+        FieldError: the extension is named.
+    """
     for index, extension in enumerate(head.get(keys.EXTENSIONS_KEY, list) or []):
         place = f"{keys.EXTENSIONS_KEY}.{index}"
         if not isinstance(extension, dict) or not isinstance(extension.get("name"), str):
@@ -401,7 +436,8 @@ def _refuse_unreadable(meta_path: Path, head: _Section) -> None:
             )
 
 
-def _section(meta_path: Path, meta: Mapping[str, Any], key: str, kind: type) -> Any:
+def require_section(meta_path: Path, meta: Mapping[str, Any], key: str, kind: type) -> Any:
+    """Object or list of the metadata that must be there."""
     value = meta.get(key)
     if not isinstance(value, kind):
         raise FieldError(
@@ -413,7 +449,7 @@ def _section(meta_path: Path, meta: Mapping[str, Any], key: str, kind: type) -> 
     return value
 
 
-class _Section:
+class Section:
     """One object of the metadata, read with messages that name file and field."""
 
     def __init__(self, path: Path, where: str, fields: Any) -> None:

@@ -14,7 +14,7 @@ from sigmf import keys
 
 from ..errors import RecordingError, StorageError
 from . import storage
-from .journal import Ledger, RecordingPaths, build_meta, frame_bytes, leftovers, read_ledger
+from .journal import Ledger, RecordingPaths, build_meta, frame_bytes, is_locked, leftovers, read_ledger
 from .meta import (
     DATA_SUFFIX,
     EXTENSION,
@@ -28,7 +28,7 @@ from .meta import (
     prefixed,
 )
 from .reader import Recording
-from .writer import is_locked
+from .writer import CHUNK_LIMIT_BYTES
 
 _log = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _recover_interrupted(paths: RecordingPaths, place: Path) -> Recording | None
         return earlier
     if source == paths.data and place == paths.folder and not paths.meta.exists():
         if find.n_bytes == source.stat().st_size:
-            meta = _describe(find, _sha512(source, find.n_bytes))
+            meta = _describe(find, _hashes(source, find))
             storage.replace_file(paths.meta, dumps(meta))
             paths.journal.unlink()
             return Recording.open(paths.meta)
@@ -132,7 +132,8 @@ def _finished(paths: RecordingPaths, ledger: Ledger) -> bool:
     if not paths.meta.exists() or ledger.end is None:
         return False
     try:
-        return Recording.open(paths.meta).sha512 == ledger.end.get("sha512")
+        own = Recording.open(paths.meta).global_fields
+        return own.get("recording_id") == ledger.header["recording_id"]
     except RecordingError:
         return False
 
@@ -226,8 +227,8 @@ def _keep(find: _Find, place: Path) -> Recording:
             " or pass a target folder on another disk"
         )
     try:
-        sha512 = _copy(find.source, data, find.n_bytes)
-        storage.write_file(description, dumps(_describe(find, sha512)))
+        hashes = _copy(find, data)
+        storage.write_file(description, dumps(_describe(find, hashes)))
         os.replace(data, paths.data)
         os.replace(description, paths.meta)
         storage.fsync_folder(place)
@@ -252,14 +253,17 @@ def _free_name(place: Path, name: str) -> RecordingPaths:
     raise RecordingError(f"{place} holds a thousand recoveries of {name}; clear some away")
 
 
-def _describe(find: _Find, sha512: str) -> dict[str, Any]:
+def _describe(find: _Find, hashes: _Hashes) -> dict[str, Any]:
     """Metadata of the samples kept."""
-    n_samples = find.n_bytes // find.frame_bytes
+    n_samples, sha512 = find.n_bytes // find.frame_bytes, hashes.whole.hexdigest()
     if find.ledger is not None:
-        meta = build_meta(find.ledger, n_samples, sha512, complete=find.complete, fields=find.fields)
+        meta = build_meta(
+            find.ledger, n_samples, sha512, complete=find.complete, fields=find.fields, chunks=hashes.chunks
+        )
     else:
         assert find.meta is not None
-        meta = _shortened(find.meta, n_samples, sha512, find.fields)
+        fields = {**find.fields, "chunks": [f"{start} {digest}" for start, digest in hashes.chunks]}
+        meta = _shortened(find.meta, n_samples, sha512, fields)
     problems = meta_problems(meta)
     if problems and find.ledger is not None:
         raise RecordingError("the journal is damaged: " + "; ".join(f"{f}: {m}" for f, m in problems))
@@ -293,24 +297,64 @@ def _pieces(file: Any, n_bytes: int) -> Iterator[bytes]:
         yield piece
 
 
-def _copy(source: Path, path: Path, n_bytes: int) -> str:
-    """Copy the first bytes of a file and wait until they are on disk; SHA-512 of them."""
-    digest = hashlib.sha512()
+class _Hashes:
+    """SHA-512 of all data and SHA-256 of each chunk, of the bytes fed."""
+
+    def __init__(self, frame_bytes: int) -> None:
+        self.whole = hashlib.sha512()
+        self.chunks: list[tuple[int, str]] = []
+        self._frame_bytes = frame_bytes
+        self._start = 0
+
+    def chunk(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        """Pass on the pieces of one chunk."""
+        digest, n_bytes = hashlib.sha256(), 0
+        for piece in pieces:
+            self.whole.update(piece)
+            digest.update(piece)
+            n_bytes += len(piece)
+            yield piece
+        if n_bytes:
+            self.chunks.append((self._start, digest.hexdigest()))
+            self._start += n_bytes // self._frame_bytes
+
+
+def _chunk_sizes(find: _Find) -> Iterator[int]:
+    """Bytes of each chunk of what is kept: those of the journal, and what follows them in chunks of its own."""
+    left = find.n_bytes
+    for chunk in find.ledger.chunks if find.ledger is not None else ():
+        if chunk["bytes"] > left:
+            break
+        left -= chunk["bytes"]
+        yield chunk["bytes"]
+    limit = max(CHUNK_LIMIT_BYTES // find.frame_bytes, 1) * find.frame_bytes
+    while left:
+        yield min(left, limit)
+        left -= min(left, limit)
+
+
+def _read(file: Any, find: _Find, hashes: _Hashes) -> Iterator[bytes]:
+    for size in _chunk_sizes(find):
+        yield from hashes.chunk(_pieces(file, size))
+
+
+def _copy(find: _Find, path: Path) -> _Hashes:
+    """Copy the samples that are kept and wait until they are on disk."""
+    hashes = _Hashes(find.frame_bytes)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     try:
-        with source.open("rb") as file:
-            for piece in _pieces(file, n_bytes):
-                digest.update(piece)
+        with find.source.open("rb") as file:
+            for piece in _read(file, find, hashes):
                 storage.write_all(fd, piece)
         os.fsync(fd)
     finally:
         os.close(fd)
-    return digest.hexdigest()
+    return hashes
 
 
-def _sha512(path: Path, n_bytes: int) -> str:
-    digest = hashlib.sha512()
+def _hashes(path: Path, find: _Find) -> _Hashes:
+    hashes = _Hashes(find.frame_bytes)
     with path.open("rb") as file:
-        for piece in _pieces(file, n_bytes):
-            digest.update(piece)
-    return digest.hexdigest()
+        for _ in _read(file, find, hashes):
+            pass
+    return hashes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Iterator
@@ -13,10 +14,20 @@ from sigmf import keys
 
 from ..errors import RecordingError
 from .collection import collection_body, find_collection, listed_streams, require_stream
-from .journal import RecordingPaths, leftovers, read_ledger
-from .meta import COLLECTION_SUFFIX, DATA_SUFFIX, META_SUFFIX, NAMESPACE, FieldError, load_json, meta_problems
+from .extensions import standard_problems
+from .journal import Ledger, RecordingPaths, is_locked, leftovers, read_ledger
+from .meta import (
+    COLLECTION_SUFFIX,
+    DATA_SUFFIX,
+    META_SUFFIX,
+    NAMESPACE,
+    FieldError,
+    is_sealed_kind,
+    load_json,
+    meta_problems,
+)
 from .reader import Recording, find_meta
-from .writer import is_locked
+from .seal import damaged_chunks, file_problem, seal_problem
 
 CLIPPED_SHARE_LIMIT = 1e-3
 """Share of limited samples from which on a warning is given: at 0.1 % clipping noise of OFDM nears -40 dB."""
@@ -85,7 +96,7 @@ def _folder(folder: Path) -> Iterator[Finding]:
             yield Finding("error", path, "", f"{meta_path.name} is missing; restore it from a copy")
     recovered = {_recording_id(path) for path in metas}
     for paths in left:
-        yield _leftover(paths, recovered)
+        yield from _leftover(paths, recovered)
 
 
 def _recording_id(meta_path: Path) -> str | None:
@@ -96,24 +107,38 @@ def _recording_id(meta_path: Path) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _leftover(paths: RecordingPaths, recovered: set[str | None]) -> Finding:
+def _leftover(paths: RecordingPaths, recovered: set[str | None]) -> Iterator[Finding]:
     file = paths.partial_data if paths.partial_data.exists() else paths.journal
     if not paths.journal.exists():
-        return Finding(
-            "error",
-            file,
-            "",
-            "partial data without a journal: nothing says what they are; put the journal back",
-        )
+        text = "partial data without a journal: nothing says what they are; put the journal back"
+        yield Finding("error", file, "", text)
+        return
     if is_locked(paths.journal):
-        return Finding("info", file, "", "is being written")
+        yield Finding("info", file, "", "is being written")
+        return
     try:
-        known = read_ledger(paths.journal).header["recording_id"] in recovered
+        ledger = read_ledger(paths.journal)
     except RecordingError as err:
-        return Finding("error", paths.journal, "", str(err))
-    if known:
-        return Finding("info", file, "", "has been recovered; delete it and its journal when content with the result")
-    return Finding("error", file, "", f"left from an interrupted recording; run recover on {paths.folder}")
+        yield Finding("error", paths.journal, "line 1", str(err))
+        return
+    if ledger.damaged:
+        text = "this line was changed or is not whole; recover keeps what the lines before it vouch for"
+        yield Finding("error", paths.journal, f"line {ledger.damaged_line}", text)
+    if ledger.header["recording_id"] in recovered:
+        text = "has been recovered; delete it and its journal when content with the result"
+        yield Finding("info", file, "", text)
+        return
+    yield Finding("error", file, "", f"left from an interrupted recording; run recover on {paths.folder}")
+    if paths.partial_data.exists():
+        yield from _journalled_data(paths.partial_data, ledger)
+
+
+def _journalled_data(path: Path, ledger: Ledger) -> Iterator[Finding]:
+    frame = ledger.frame_bytes
+    chunks = [(c["offset"] // frame, (c["offset"] + c["bytes"]) // frame, c["sha256"]) for c in ledger.chunks]
+    for start, end in damaged_chunks(path, chunks, frame):
+        text = f"samples {start} to {end} are not those that were recorded; recover keeps what lies before them"
+        yield Finding("error", path, "", text)
 
 
 def _collection(path: Path, *, recordings: bool) -> Iterator[Finding]:
@@ -123,8 +148,11 @@ def _collection(path: Path, *, recordings: bool) -> Iterator[Finding]:
     except RecordingError as err:
         yield _finding(path, err)
         return
-    for field, message in meta_problems(_without_pairs(load_json(path))):
+    meta = load_json(path)
+    yield from _sealed(path, meta)
+    for field, message in itertools.chain(meta_problems(_without_pairs(meta)), standard_problems(meta)):
         yield Finding("error", path, field, message)
+    yield from _files(path, body)
     names = [base for base, _ in listed]
     roles = body.get(f"{NAMESPACE}:roles", {})
     for role, base in roles.items() if isinstance(roles, dict) else ():
@@ -138,6 +166,33 @@ def _collection(path: Path, *, recordings: bool) -> Iterator[Finding]:
             yield _finding(path, err)
         if recordings and meta_path.is_file():
             yield from _recording(meta_path)
+
+
+def _sealed(path: Path, meta: dict) -> Iterator[Finding]:
+    """Whether metadata of this project are as they were written, to the last blank."""
+    problem = seal_problem(path.read_bytes()) if is_sealed_kind(meta) else None
+    if problem is not None:
+        yield Finding("error", path, "", f"changed after it was written: {problem}; restore it from a copy")
+
+
+def _files(path: Path, body: dict) -> Iterator[Finding]:
+    """Ground truth and other files that the collection names."""
+    field = f"collection.{NAMESPACE}:files"
+    listed = body.get(f"{NAMESPACE}:files", {})
+    for name, record in listed.items() if isinstance(listed, dict) else ():
+        file = path.with_name(name)
+        if file.parent != path.parent or not isinstance(record, dict) or {"bytes", "sha256", "crc32"} - set(record):
+            continue  # the schema has named it
+        if not file.is_file():
+            yield Finding("error", file, "", f"missing, but {path.name} lists it; restore it from a copy")
+            continue
+        try:
+            problem = file_problem(file, record)
+        except (ValueError, TypeError) as err:
+            yield Finding("error", path, f"{field}.{name}", f"malformed: {err}")
+            continue
+        if problem is not None:
+            yield Finding("error", file, "", f"changed after {path.name} was written: {problem}")
 
 
 def _without_pairs(meta: dict) -> dict:
@@ -159,8 +214,11 @@ def _recording(meta_path: Path) -> Iterator[Finding]:
         json.dumps(meta, allow_nan=False)
     except ValueError:
         yield Finding("error", meta_path, "", "holds NaN or Infinity, which JSON does not allow; take the field out")
+    yield from _sealed(meta_path, meta)
     for field, message in meta_problems(meta):
         yield Finding("error", meta_path, field, message)
+    for field, message in standard_problems(meta):
+        yield Finding("error" if is_sealed_kind(meta) else "warning", meta_path, field, message)
     try:
         recording = Recording(meta_path, meta)
     except RecordingError as err:
@@ -179,6 +237,30 @@ def _finding(path: Path, err: RecordingError) -> Finding:
 
 
 def _data(recording: Recording) -> Iterator[Finding]:
+    try:
+        chunks = recording.chunks
+    except RecordingError as err:
+        yield _finding(recording.meta_path, err)
+        chunks = None
+    if chunks is None:
+        yield from _whole_data(recording)
+        return
+    whole = hashlib.sha512() if recording.sha512 is not None else None
+    damaged = list(damaged_chunks(recording.data_path, chunks, recording.frame_bytes, whole))
+    for start, end in damaged:
+        yield Finding(
+            "error",
+            recording.data_path,
+            f"global.{NAMESPACE}:chunks",
+            f"the data were changed or damaged in samples {start} to {end}, bytes {start * recording.frame_bytes} to"
+            f" {end * recording.frame_bytes}; restore them from a copy",
+        )
+    if whole is not None and not damaged and whole.hexdigest() != recording.sha512:
+        text = f"the data are as recorded, but their hash is {whole.hexdigest()[:16]}...; restore the file from a copy"
+        yield Finding("error", recording.meta_path, f"global.{keys.SHA512_KEY}", text)
+
+
+def _whole_data(recording: Recording) -> Iterator[Finding]:
     if recording.sha512 is None:
         field = f"global.{keys.SHA512_KEY}"
         yield Finding("warning", recording.meta_path, field, "missing; changes of the data cannot be found")

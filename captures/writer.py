@@ -7,10 +7,10 @@ import hashlib
 import math
 import os
 import threading
+import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -19,30 +19,34 @@ import numpy as np
 
 from ..errors import RecordingError, SemairError, StorageError
 from . import storage
+from .convert import all_finite, interleave
 from .devicetime import DeviceTime
-from .journal import FORMAT, Ledger, RecordingPaths, build_meta, encode, frame_bytes
-from .meta import LABEL_LIMIT, check_name, dumps, meta_problems, require_fields
+from .extensions import require_standard
+from .journal import FORMAT, Ledger, RecordingPaths, build_meta, encode, frame_bytes, is_locked
+from .meta import LABEL_LIMIT, check_name, dumps, meta_problems, plain, require_fields
 
-__all__ = ["DeviceTime", "RecordingWriter"]
+__all__ = ["DeviceTime", "RecordingWriter", "is_locked"]
 
 DATATYPES = ("ci16_le", "cf32_le")
-CI16_FULL_SCALE = 32768
 CHUNK_LIMIT_BYTES = 8 << 20
 CHUNK_S = 1.0
-BLOCK_BYTES = 256 << 10
-"""Size of the pieces in which samples are converted: small enough to stay in the processor's cache."""
-BATCH_BYTES = 2 << 20
-"""Largest stretch that the worker writes and hashes at a time."""
+BLOCK_BYTES = 1 << 20
+"""Stretch that the worker writes and hashes at a time."""
+SHA512_LIMIT_BYTES_PER_S = 50e6
+"""Data rate up to which the hash of the whole file is made while recording: it costs a tenth of a core then, and more
+than all the rest at 160 MB/s. The chunks' hashes cover the same data at less than half the price."""
 RESERVE_BYTES = 1 << 20
 """Room held back on the disk so that metadata can be written when the data have filled it."""
 IDLE_FLUSH_S = 1.0
+IDLE_WRITE_S = 0.25
+"""Blocks that are not full are written after this time."""
 
 
 class RecordingWriter:
     """Writes one coherent device's samples as a SigMF recording, safe against crashes and full disks.
 
-    Samples are converted in the calling thread and written, hashed and journalled in a worker behind a
-    bounded queue. Until `close` the recording goes by hidden names (``.NAME.sigmf-data.partial``,
+    Samples are interleaved in the calling thread, into blocks from a bounded pool, and written, hashed and
+    journalled from there by a worker. Until `close` the recording goes by hidden names (``.NAME.sigmf-data.partial``,
     ``.NAME.journal.jsonl``); a final name means that it is whole. After a crash,
     `semair.captures.recover.recover` makes a recording of them.
 
@@ -61,12 +65,16 @@ class RecordingWriter:
         capture_fields: the same for every capture segment; per-channel fields have one entry per channel.
         device_time: device time of the first sample, if the device has a clock.
         overwrite: replace an existing recording, finished or interrupted, of the same name.
+        standard_fields: fields of SigMF's own extensions under their full names, by section (``global``,
+            ``captures``), e.g. ``{"global": {"antenna:model": "..."}}``; the extensions used are declared.
         on_full: what `write` does while the queue is full: ``block`` waits, ``drop`` leaves the samples out,
             counts them and marks the place as a gap.
         queue_bytes: bound of the queue.
         chunk_bytes: stretch that is made durable and journalled at a time; about one second, at most 8 MB,
             if None.
         min_free_bytes: recording ends, properly closed, before less than this is free on the disk.
+        sha512: make `core:sha512` of the whole file too; if None, up to 50 MB/s. Without it the SHA-256 of the
+            chunks, which are always in the metadata, vouch for the data.
 
     Raises:
         RecordingError: an argument cannot be stored, or the recording exists.
@@ -85,12 +93,14 @@ class RecordingWriter:
         description: str = "",
         global_fields: Mapping[str, Any] | None = None,
         capture_fields: Mapping[str, Any] | None = None,
+        standard_fields: Mapping[str, Mapping[str, Any]] | None = None,
         device_time: DeviceTime | None = None,
         overwrite: bool = False,
         on_full: Literal["block", "drop"] = "block",
         queue_bytes: int = 64 << 20,
         chunk_bytes: int | None = None,
         min_free_bytes: int = 200_000_000,
+        sha512: bool | None = None,
     ) -> None:
         check_name(name)
         if isinstance(n_channels, bool) or not isinstance(n_channels, int) or n_channels < 1:
@@ -130,11 +140,12 @@ class RecordingWriter:
             "description": str(description),
             "global_fields": require_fields("global", global_fields, n_channels),
             "capture_fields": require_fields("capture", capture_fields, n_channels),
+            "standard_fields": require_standard(plain(standard_fields or {})),
         }
         first = _segment_line(0, 0, device_time, lost_samples=0, cause="radio")
         # Whatever the metadata will be checked for at the end is checked before the first sample is taken.
         trial = Ledger(header, segments=[first])
-        _require_valid(build_meta(trial, 1, "0" * 128, complete=True), name)
+        _require_valid(build_meta(trial, 1, None, complete=True), name)
 
         self._lock = threading.RLock()
         self._n_samples = 0
@@ -156,13 +167,17 @@ class RecordingWriter:
         except BaseException:
             self._files.discard()
             raise
+        if sha512 is None:
+            sha512 = self._rate_hz * self._frame_bytes <= SHA512_LIMIT_BYTES_PER_S
         self._sink = _Sink(
             self._files,
             Ledger(header, segments=[first]),
             chunk_bytes=self._chunk_bytes,
             check_room=self._check_room,
+            sha512=sha512,
         )
-        self._queue = _ByteQueue(queue_bytes, batch_bytes=min(BATCH_BYTES, self._chunk_bytes))
+        block_bytes = max(min(BLOCK_BYTES, self._chunk_bytes, queue_bytes // 4), self._frame_bytes)
+        self._queue = _BlockQueue(queue_bytes, block_bytes - block_bytes % self._frame_bytes, n_channels)
         self._failure: SemairError | None = None
         self._crash: BaseException | None = None
         self._worker = threading.Thread(target=self._run, name=f"recording {name}", daemon=True)
@@ -190,15 +205,32 @@ class RecordingWriter:
 
     @property
     def clipped_samples(self) -> np.ndarray:
-        """Samples limited to full scale so far: int64, (channels,)."""
+        """Samples at or beyond the full scale of 16 bits so far: int64, (channels,)."""
         return self._clipped.copy()
 
-    def write(self, samples: np.ndarray) -> int | None:
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that the worker has written so far."""
+        return self._sink.written_bytes
+
+    @property
+    def worker_thread_id(self) -> int | None:
+        """The operating system's number of the thread that writes and hashes."""
+        return self._worker.native_id
+
+    def room(self) -> tuple[int, float]:
+        """Bytes that may still be recorded before the reserve on the disk is reached, and the seconds they last."""
+        free = max(storage.free_bytes(self._paths.folder) - self._min_free_bytes, 0)
+        return free, free / (self._rate_hz * self._frame_bytes)
+
+    def write(self, samples: np.ndarray | Sequence[np.ndarray]) -> int | None:
         """Append samples. They are copied; the array may be reused at once.
 
         Args:
             samples: complex64, (channels, samples), full scale +-1. For ``ci16_le`` values are rounded to
-                steps of 1/32768 and limited to -32768 .. 32767; limited samples are counted.
+                steps of 1/32768 and limited to -32768 .. 32767. Or, for ``ci16_le`` only, int16,
+                (channels, samples, 2): real and imaginary part as they go into the file. Either way samples at
+                or beyond full scale are counted. A sequence of one array per channel serves as well.
 
         Returns:
             Index in the file of the first of them; None if they were dropped.
@@ -209,16 +241,12 @@ class RecordingWriter:
                 closed.
             StorageError: writing failed; what was kept is named.
         """
-        samples = np.asarray(samples)
-        if samples.dtype != np.complex64 or samples.ndim != 2 or samples.shape[0] != self._n_channels:
-            raise ValueError(
-                f"samples are {samples.dtype} {samples.shape}; they must be complex64"
-                f" (channels={self._n_channels}, samples)"
-            )
-        count = samples.shape[1]
+        rows = self._rows(samples)
+        count = len(rows[0])
         with self._lock:
             self._require_open()
-            self._require_finite(samples)
+            if rows[0].dtype == np.complex64 and not all_finite(rows):
+                self._refuse_non_finite(rows)
             start = self._n_samples
             if count == 0:
                 return start
@@ -228,13 +256,37 @@ class RecordingWriter:
                 self._lost_samples += count
                 return None
             self._flush_drop()
-            step = max(1, BLOCK_BYTES // self._frame_bytes)
-            for first in range(0, count, step):
-                frames, clipped = _frames(samples[:, first : first + step], self._datatype)
-                self._put((frames, clipped), len(frames))
+            done = 0
+            while done < count:
+                place = self._queue.reserve()
+                if place is None:
+                    self._worker.join()
+                    self._raise_failure()
+                    raise RecordingError(f"recording {self._paths.name} is closed; open a new writer to record more")
+                step = min(count - done, len(place) // self._frame_bytes)
+                clipped = np.zeros(self._n_channels, np.int64)
+                interleave([row[done : done + step] for row in rows], place[: step * self._frame_bytes], clipped)
+                self._queue.commit(step * self._frame_bytes, clipped)
                 self._clipped += clipped
-                self._n_samples += min(step, count - first)
+                self._n_samples += step
+                done += step
             return start
+
+    def _rows(self, samples: np.ndarray | Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Channels as contiguous arrays, complex64 (samples,) or int16 (samples, 2)."""
+        rows = [np.asarray(row) for row in samples]
+        shapes = {(row.dtype.str, *row.shape) for row in rows}
+        if len(rows) == self._n_channels and len(shapes) == 1:
+            kind, *shape = shapes.pop()
+            if (kind == np.dtype(np.complex64).str and len(shape) == 1) or (
+                kind == "<i2" and len(shape) == 2 and shape[1] == 2 and self._datatype == "ci16_le"
+            ):
+                return [np.ascontiguousarray(row) for row in rows]
+        given = ", ".join(f"{row.dtype} {row.shape}" for row in rows[:4])
+        raise ValueError(
+            f"samples are {len(rows)} x {given}; they must be complex64 (channels={self._n_channels}, samples)"
+            + (f", or int16 (channels={self._n_channels}, samples, 2)" if self._datatype == "ci16_le" else "")
+        )
 
     def gap(self, lost_samples: int, device_time: DeviceTime | None = None) -> None:
         """Say that samples are missing before the next one. Nothing is filled in; a new capture segment
@@ -260,7 +312,47 @@ class RecordingWriter:
             self._lost_samples += int(lost_samples)
             self._start_segment(int(lost_samples), device_time, "radio")
 
-    def annotate(self, sample_start: int, sample_count: int, label: str, comment: str = "", **fields: Any) -> None:
+    def found_loss(self, sample_start: int, lost_samples: int, earliest_start: int, method: str) -> None:
+        """Say that samples were found missing in what has been written, from the waveform and not from the radio.
+
+        A capture segment begins at `sample_start`, which is known to lie behind the loss.
+
+        Args:
+            sample_start: index in the file of the first sample that is known to come after the loss.
+            lost_samples: samples per channel that are missing, at least 1.
+            earliest_start: index in the file of the last sample known to come before the loss.
+            method: how it was found, e.g. ``frame-counter``.
+
+        Raises:
+            RecordingError: the places are not within what has been written, or out of order.
+            StorageError: writing failed; what was kept is named.
+        """
+        line = {
+            "type": "loss",
+            "sample_start": int(sample_start),
+            "lost_samples": int(lost_samples),
+            "earliest_start": int(earliest_start),
+            "method": str(method),
+        }
+        with self._lock:
+            self._require_open()
+            if lost_samples < 1 or not 0 <= earliest_start <= sample_start <= self._n_samples:
+                raise RecordingError(
+                    f"{lost_samples} samples lost between {earliest_start} and {sample_start}; at least 1 must be lost,"
+                    f" and the places must rise within the {self._n_samples} samples written"
+                )
+            self._lost_samples += int(lost_samples)
+            self._put(line)
+
+    def annotate(
+        self,
+        sample_start: int,
+        sample_count: int,
+        label: str,
+        comment: str = "",
+        standard_fields: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
         """Mark a stretch of samples that have been written.
 
         Args:
@@ -268,6 +360,7 @@ class RecordingWriter:
             sample_count: samples, 0 for an instant.
             label: at most 20 characters.
             comment: free text.
+            standard_fields: fields of SigMF's own extensions under their full names, e.g. ``signal:detail``.
             fields: semair fields of the annotation, e.g. ``kind="frame", frame_seq=7``.
 
         Raises:
@@ -286,6 +379,7 @@ class RecordingWriter:
             "label": str(label),
             "comment": str(comment),
             "fields": require_fields("annotation", fields),
+            "standard_fields": require_standard({"annotations": plain(standard_fields or {})})["annotations"],
         }
         with self._lock:
             self._require_open()
@@ -294,7 +388,7 @@ class RecordingWriter:
                     f"annotation {label!r} covers samples {sample_start} to {sample_start + sample_count};"
                     f" {self._n_samples} have been written: annotate after writing"
                 )
-            self._put(line, 1024)
+            self._put(line)
 
     def close(self) -> None:
         """Finish: everything on disk, checksum, metadata, final names. A second call does nothing.
@@ -325,7 +419,7 @@ class RecordingWriter:
                 self._closed = True
                 if self._failure is None and self._crash is None:
                     self._flush_drop()
-                self._queue.put(_End(complete, reason), 0)
+                self._queue.put(_End(complete, reason))
                 self._worker.join()
             if not self._reported:
                 self._raise_failure()
@@ -341,18 +435,14 @@ class RecordingWriter:
             self._reported = True
             raise failure
 
-    def _put(self, item: Any, size: int) -> None:
-        if not self._queue.put(item, size):
+    def _put(self, line: dict[str, Any]) -> None:
+        if not self._queue.put(line):
             self._worker.join()
             self._raise_failure()
 
-    def _require_finite(self, samples: np.ndarray) -> None:
-        # Checked as real numbers, several times faster than as complex ones.
-        parts = np.ascontiguousarray(samples).view(np.float32)
-        if np.isfinite(parts).all():
-            return
-        sample, channel = np.argwhere(~np.isfinite(samples).T)[0]
-        value = samples[channel, sample]
+    def _refuse_non_finite(self, rows: list[np.ndarray]) -> None:
+        sample, channel = np.argwhere(~np.isfinite(np.stack(rows)).T)[0]
+        value = rows[channel][sample]
         raise RecordingError(
             f"channel {channel}, sample {sample} of this write ({self._n_samples + sample} of the"
             f" recording) is {value}; only finite samples can be recorded. What was written before is kept:"
@@ -371,7 +461,7 @@ class RecordingWriter:
             device_time = instant.plus(global_index - index, self._rate_hz)
         if device_time is not None:
             self._reference = (global_index, device_time)
-        self._put(_segment_line(self._n_samples, global_index, device_time, lost_samples=lost, cause=cause), 1024)
+        self._put(_segment_line(self._n_samples, global_index, device_time, lost_samples=lost, cause=cause))
 
     def _check_room(self) -> None:
         folder = self._paths.folder
@@ -383,18 +473,21 @@ class RecordingWriter:
 
     def _run(self) -> None:
         try:
+            idle_since = time.monotonic()
             while True:
-                match self._queue.take(IDLE_FLUSH_S):
-                    case []:
-                        self._sink.flush_chunk()
-                    case [dict() as line]:
+                match self._queue.take(IDLE_WRITE_S):
+                    case None:
+                        if time.monotonic() - idle_since >= IDLE_FLUSH_S:
+                            self._sink.flush_chunk()
+                        continue
+                    case dict() as line:
                         self._sink.line(line)
-                    case [_End() as end]:
+                    case _End() as end:
                         self._sink.finish(complete=end.complete, reason=end.reason)
                         return
-                    case samples:
-                        frames = b"".join(frames for frames, _ in samples)
-                        self._sink.data(memoryview(frames), sum(clipped for _, clipped in samples))
+                    case frames, clipped:
+                        self._sink.data(frames, clipped)
+                idle_since = time.monotonic()
         except OSError as err:
             self._failure = self._sink.salvage(err)
         except SemairError as err:
@@ -419,59 +512,116 @@ class _NoRoomError(StorageError):
     """The disk would be filled beyond what the user wants to keep free."""
 
 
-class _ByteQueue:
-    """Queue between one caller and one worker, bounded in bytes."""
+class _Block:
+    """Bytes of the file on their way from the caller to the worker."""
 
-    def __init__(self, limit: int, *, batch_bytes: int) -> None:
-        self._limit = limit
-        self._batch_limit = batch_bytes
-        self._items: deque[tuple[Any, int]] = deque()
-        self._bytes = 0
+    def __init__(self, n_bytes: int, n_channels: int) -> None:
+        self.bytes = np.empty(n_bytes, np.uint8)
+        self.n_channels = n_channels
+        self.reset()
+
+    def reset(self) -> None:
+        self.filled = self.taken = 0
+        self.clipped = np.zeros(self.n_channels, np.int64)
+
+
+class _BlockQueue:
+    """Blocks and notes from one caller to one worker, in order, bounded in bytes.
+
+    The block used last is the first to be used again, so that a worker that keeps up finds all of it in the
+    processor's cache.
+    """
+
+    def __init__(self, limit_bytes: int, block_bytes: int, n_channels: int) -> None:
+        self._block_bytes = block_bytes
+        self._n_channels = n_channels
+        self._unmade = max(limit_bytes // block_bytes, 1)
+        self._spare: list[_Block] = []
+        self._items: deque[Any] = deque()
+        self._taken: _Block | None = None
         self._shut = False
         self._changed = threading.Condition()
 
-    def _fits(self, size: int) -> bool:
-        # An item larger than the queue passes when it is alone.
-        return not self._items or self._bytes + size <= self._limit
+    def _open_block(self) -> _Block | None:
+        last = self._items[-1] if self._items else None
+        return last if isinstance(last, _Block) and last.filled < len(last.bytes) else None
 
     def has_room(self, size: int) -> bool:
+        """Whether so many bytes pass without waiting; more than all blocks hold pass when there is nothing else."""
         with self._changed:
-            return self._shut or self._fits(size)
+            block = self._open_block()
+            room = (len(self._spare) + self._unmade) * self._block_bytes
+            room += len(block.bytes) - block.filled if block else 0
+            waiting = any(not isinstance(item, _Block) or item.taken < item.filled for item in self._items)
+            return self._shut or size <= room or not (waiting or self._taken)
 
-    def put(self, item: Any, size: int) -> bool:
-        """Wait for room and append; False if the worker has ended."""
+    def reserve(self) -> np.ndarray | None:
+        """Place for the next bytes, waited for; None if the worker has ended."""
         with self._changed:
-            self._changed.wait_for(lambda: self._shut or self._fits(size))
+            self._changed.wait_for(lambda: self._shut or self._open_block() or self._spare or self._unmade)
+            if self._shut:
+                return None
+            block = self._open_block()
+            if block is None:
+                if self._spare:
+                    block = self._spare.pop()
+                else:
+                    block = _Block(self._block_bytes, self._n_channels)
+                    self._unmade -= 1
+                self._items.append(block)
+            return block.bytes[block.filled :]
+
+    def commit(self, size: int, clipped: np.ndarray) -> None:
+        """The first bytes of the place reserved last are there."""
+        with self._changed:
+            if self._shut:
+                return
+            block = self._items[-1]
+            block.filled += size
+            block.clipped += clipped
+            # The worker is not woken for every few bytes.
+            if block.filled == len(block.bytes):
+                self._changed.notify_all()
+
+    def put(self, note: Any) -> bool:
+        """Append something that is no samples; False if the worker has ended."""
+        with self._changed:
             if self._shut:
                 return False
-            self._items.append((item, size))
-            self._bytes += size
+            self._items.append(note)
             self._changed.notify_all()
             return True
 
-    def take(self, timeout_s: float) -> list[Any]:
-        """Items at the head of the queue, at least one unless there was none for a while.
+    def _ready(self) -> bool:
+        if not self._items:
+            return False
+        head = self._items[0]
+        return not isinstance(head, _Block) or len(self._items) > 1 or head.filled == len(head.bytes)
 
-        More than one only of samples, and together at most a batch: the fewer steps, the less often the
-        worker and the caller wait for each other's hold of the interpreter.
+    def take(self, timeout_s: float) -> Any:
+        """The next note, or the next bytes with their clipped samples per channel; None if there was neither.
+
+        What was taken before is no longer used when this is called.
         """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._items, timeout_s):
-                return []
-            batch: list[Any] = []
-            total = 0
-            while self._items:
-                item, size = self._items[0]
-                if batch and not (isinstance(item, tuple) and isinstance(batch[0], tuple)):
+            self._taken = None
+            while True:
+                ready = self._changed.wait_for(self._ready, timeout_s)
+                head = self._items[0] if self._items else None
+                if not isinstance(head, _Block):
+                    return self._items.popleft() if head is not None else None
+                if head.taken < head.filled:
                     break
-                if batch and total + size > self._batch_limit:
-                    break
+                if not ready:
+                    return None
                 self._items.popleft()
-                batch.append(item)
-                total += size
-            self._bytes -= total
-            self._changed.notify_all()
-            return batch
+                head.reset()
+                self._spare.append(head)
+                self._changed.notify_all()
+            self._taken = head
+            begin, head.taken = head.taken, head.filled
+            clipped, head.clipped = head.clipped, np.zeros(self._n_channels, np.int64)
+            return memoryview(head.bytes[begin : head.filled]), clipped
 
     def shut(self) -> None:
         with self._changed:
@@ -568,16 +718,19 @@ class _Sink:
     """The worker's side: appends to the files, hashes, keeps the ledger."""
 
     def __init__(
-        self, files: _PartialFiles, ledger: Ledger, *, chunk_bytes: int, check_room: Callable[[], None]
+        self,
+        files: _PartialFiles,
+        ledger: Ledger,
+        *,
+        chunk_bytes: int,
+        check_room: Callable[[], None],
+        sha512: bool,
     ) -> None:
         self._files = files
         self._ledger = ledger
         self._chunk_limit = chunk_bytes
         self._check_room = check_room
-        self._sha512 = hashlib.sha512()
-        # The hash of the whole file is the slowest step; it runs beside writing and waiting for the disk.
-        self._hasher = ThreadPoolExecutor(max_workers=1, thread_name_prefix="recording hash")
-        self._hashing: Future[None] | None = None
+        self._sha512 = hashlib.sha512() if sha512 else None
         self._bytes = 0
         self._begin_chunk()
 
@@ -602,25 +755,23 @@ class _Sink:
         if self._chunk_bytes >= self._chunk_limit:
             self.flush_chunk()
 
+    @property
+    def written_bytes(self) -> int:
+        return self._bytes
+
     def _count(self, frames: memoryview, clipped: np.ndarray | int) -> None:
-        self._wait_for_hash()  # one stretch at a time, so that memory stays bounded
-        self._hashing = self._hasher.submit(self._sha512.update, frames)
+        if self._sha512 is not None:
+            self._sha512.update(frames)
         self._chunk_sha.update(frames)
         self._bytes += len(frames)
         self._chunk_bytes += len(frames)
         self._chunk_clipped += clipped
 
-    def _wait_for_hash(self) -> None:
-        if self._hashing is not None:
-            self._hashing.result()
-
-    def _hexdigest(self) -> str:
-        self._wait_for_hash()
-        return self._sha512.hexdigest()
+    def _hexdigest(self) -> str | None:
+        return None if self._sha512 is None else self._sha512.hexdigest()
 
     def release(self) -> None:
-        """Close files and helpers."""
-        self._hasher.shutdown()
+        """Close the files."""
         self._files.release()
 
     def _chunk_line(self) -> dict[str, Any]:
@@ -646,7 +797,7 @@ class _Sink:
         self._ledger.apply(line)
 
     def line(self, line: dict[str, Any]) -> None:
-        """Append a segment or an annotation."""
+        """Append a segment, an annotation or a loss found late."""
         if line["type"] == "segment":
             # A chunk never crosses a gap, and no sample after a gap reaches the disk before the news of the
             # gap: otherwise recovery could join what does not belong together.
@@ -715,21 +866,6 @@ class _Sink:
         return error
 
 
-def is_locked(journal: Path) -> bool:
-    """Whether a living writer holds a journal."""
-    try:
-        fd = os.open(journal, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
-
-
 def _segment_line(
     sample_start: int, global_index: int, device_time: DeviceTime | None, *, lost_samples: int, cause: str
 ) -> dict[str, Any]:
@@ -748,32 +884,3 @@ def _require_valid(meta: dict[str, Any], name: str) -> None:
     if problems:
         text = "; ".join(f"{field}: {message}" for field, message in problems)
         raise RecordingError(f"metadata of recording {name} are not valid: {text}")
-
-
-def _frames(samples: np.ndarray, datatype: str) -> tuple[memoryview, np.ndarray]:
-    """Samples as the bytes of the file, and how many per channel had to be limited.
-
-    Args:
-        samples: complex64, (channels, samples).
-        datatype: SigMF datatype of the file.
-
-    Returns:
-        Bytes in the order (samples, channels, [real, imaginary]); int64 (channels,).
-    """
-    n_channels = samples.shape[0]
-    clipped = np.zeros(n_channels, dtype=np.int64)
-    if datatype == "cf32_le":
-        return _bytes(samples.T.astype("<c8", order="C")), clipped
-    with np.errstate(over="ignore"):
-        scaled = np.ascontiguousarray(samples).view(np.float32) * np.float32(CI16_FULL_SCALE)
-    np.rint(scaled, out=scaled)
-    if scaled.max() >= CI16_FULL_SCALE or scaled.min() < -CI16_FULL_SCALE:
-        outside = (scaled >= CI16_FULL_SCALE) | (scaled < -CI16_FULL_SCALE)
-        clipped = outside.reshape(n_channels, -1, 2).any(axis=2).sum(axis=1, dtype=np.int64)
-        np.clip(scaled, -CI16_FULL_SCALE, CI16_FULL_SCALE - 1, out=scaled)
-    # Real and imaginary part move together as one 32 bit word, many times faster than as pairs of 16 bit.
-    return _bytes(scaled.astype("<i2").view("<u4").T.copy()), clipped
-
-
-def _bytes(array: np.ndarray) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data

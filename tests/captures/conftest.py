@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from semair.captures.meta import dumps
 from semair.captures.writer import RecordingWriter
 
 
@@ -37,12 +38,15 @@ def record(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def edit_meta() -> Callable[[Path, Callable[[dict], Any]], None]:
-    """Change the metadata in a file by a function on them."""
+def edit_meta() -> Callable[..., None]:
+    """Change the metadata in a file by a function on them, and seal them again unless told otherwise."""
 
-    def edit(path: Path, change: Callable[[dict], Any]) -> None:
+    def edit(path: Path, change: Callable[[dict], Any], sealed: bool = True) -> None:
         meta = json.loads(path.read_text())
         change(meta)
-        path.write_text(json.dumps(meta))
+        try:
+            path.write_bytes(dumps(meta) if sealed else json.dumps(meta).encode())
+        except ValueError:
+            path.write_text(json.dumps(meta))
 
     return edit

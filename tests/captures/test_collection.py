@@ -66,7 +66,7 @@ def test_edited_metadata_are_named(run, edit_meta):
     with pytest.raises(RecordingError, match=r"run-tx-beacon\.sigmf-meta: changed"):
         open_collection(run)
     errors = [f for f in verify(run) if f.severity == "error"]
-    assert [f.file.name for f in errors] == ["run-tx-beacon.sigmf-meta"]
+    assert {f.file.name for f in errors} == {"run-tx-beacon.sigmf-meta"}
 
 
 @pytest.mark.parametrize(

@@ -217,9 +217,9 @@ def test_a_changed_sample_is_found_when_the_hash_is_checked(tmp_path, record, gr
     content[123] ^= 1
     data.write_bytes(content)
     Recording.open(path)
-    with pytest.raises(RecordingError, match=r"rec\.sigmf-data, global\.core:sha512.*restore"):
+    with pytest.raises(RecordingError, match=r"rec\.sigmf-data, global\.semair:chunks.*samples 0 to .*restore"):
         Recording.open(path, check_hash=True)
-    assert [(f.severity, f.field) for f in verify(tmp_path)] == [("error", "global.core:sha512")]
+    assert [(f.severity, f.field) for f in verify(tmp_path)] == [("error", "global.semair:chunks")]
 
 
 def test_a_file_cut_after_opening_is_noticed(tmp_path, record, grid_samples):

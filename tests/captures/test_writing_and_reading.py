@@ -105,7 +105,7 @@ def test_the_file_holds_what_the_specification_says(tmp_path, grid_samples):
     assert meta["global"]["core:sha512"] == hashlib.sha512(data).hexdigest()
     assert meta["global"]["core:num_channels"] == 3
     assert "core:offset" not in meta["global"]
-    assert {"name": "semair", "version": "1.0.0", "optional": True} in meta["global"]["core:extensions"]
+    assert {"name": "semair", "version": "1.1.0", "optional": True} in meta["global"]["core:extensions"]
 
 
 @pytest.mark.parametrize("datatype", ["ci16_le", "cf32_le"])
@@ -132,12 +132,12 @@ def test_fixed_point_rounds_to_nearest_and_counts_what_it_limits(tmp_path):
     samples[0].real = values.astype(np.float32) * step
     with open_writer(tmp_path) as writer:
         writer.write(samples)
-        assert writer.clipped_samples.tolist() == [3, 0]
+        assert writer.clipped_samples.tolist() == [5, 0]  # the ends of the range count
     recording = Recording.open(tmp_path)
     expected = [0, 1, 0, -1, 2, 2, 32767, 32767, -32768, -32768, 32767]
     assert (recording.read()[0].real * 32768).tolist() == expected
-    assert recording.global_fields["clipped_samples"] == [3, 0]
-    assert recording.segments[0].fields["clipped_fraction"] == pytest.approx([3 / len(values), 0])
+    assert recording.global_fields["clipped_samples"] == [5, 0]
+    assert recording.segments[0].fields["clipped_fraction"] == pytest.approx([5 / len(values), 0])
 
 
 def test_clipping_is_told_per_segment(tmp_path):
@@ -215,11 +215,11 @@ def test_a_full_queue_in_drop_mode_counts_and_marks_what_it_leaves_out(tmp_path,
 
     samples = grid_samples(2, 600)
     start = DeviceTime(10, 0, 1_000_000)
-    writer = open_writer(tmp_path, on_full="drop", queue_bytes=1600, chunk_bytes=1 << 20, device_time=start)
+    writer = open_writer(tmp_path, on_full="drop", queue_bytes=2400, chunk_bytes=1 << 20, device_time=start)
     monkeypatch.setattr(os, "write", slow_write)
     assert writer.write(samples[:, :100]) == 0
     assert reached.wait(30)
-    assert writer.write(samples[:, 100:300]) == 100  # fills the queue: 200 frames of 8 bytes
+    assert writer.write(samples[:, 100:300]) == 100  # fills the queue: 300 frames of 8 bytes
     assert writer.write(samples[:, 300:400]) is None
     assert writer.write(samples[:, 400:450]) is None
     assert writer.dropped_samples == 150
