@@ -47,7 +47,7 @@ def tail_samples(scenario: Scenario, air: Air | None = None) -> int:
 
     Args:
         scenario: numerology.
-        air: the channel on the way, whose delay is added; None without.
+        air: the channel on the way, whose delay is added; None for a replay.
     """
     return random_access.tail_samples(scenario, None if air is None else air.truth)
 

@@ -17,9 +17,9 @@ from ..hardware.radio import Radio, Truth
 from ..models.uad.detectors.base import Detector
 from .scenario import Scenario
 
-# What the blocks of the receiver hold back because it does not fill their chunks, and some more.
-_REPLAY_CHUNK_SAMPLES = 65536
-_HELD_BACK_SAMPLES = _REPLAY_CHUNK_SAMPLES + 2 * 16384
+_REPLAY_CHUNK_SAMPLES = 262144
+# The largest chunk that the frame synchroniser takes by itself.
+_LIVE_CHUNK_SAMPLES = 65536
 
 
 class RandomAccess(gr.top_block):
@@ -129,10 +129,12 @@ def tail_samples(scenario: Scenario, truth: Truth | None = None) -> int:
 
     Args:
         scenario: numerology.
-        truth: of a simulated radio, whose delay is added; None without.
+        truth: of a simulated radio, whose delay is added; None for a replay.
     """
+    # What the blocks of the receiver hold back because it does not fill their chunks, and some more.
+    held_back = (_REPLAY_CHUNK_SAMPLES if truth is None else _LIVE_CHUNK_SAMPLES) + 2 * 16384
     delay_samples = 0 if truth is None else int(truth.receive_index(0)) + 1
-    return delay_samples + 3 * scenario.frame.frame_samples + _HELD_BACK_SAMPLES
+    return delay_samples + 3 * scenario.frame.frame_samples + held_back
 
 
 def first_failure(nodes: Sequence[Any]) -> BaseException | None:

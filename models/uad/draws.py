@@ -74,11 +74,11 @@ class LabChannel(_Section):
     weight: float = Field(1.0, gt=0, description="share of batches, relative to the other channels")
     n_antennas: int = Field(4, ge=1, le=256)
     group_subcarriers: tuple[int, ...] = Field(
-        (-47, -41, -35, -29, -23, -17, -11, -5, 2, 8, 14, 20, 26, 32, 38, 44),
+        (-46, -40, -34, -28, -22, -16, -10, -4, 3, 9, 15, 21, 27, 33, 39, 45),
         min_length=1,
         description="first subcarrier of every group, counted from the carrier",
     )
-    group_width: int = Field(4, ge=1, le=64, description="subcarriers of a group")
+    group_width: int = Field(2, ge=1, le=64, description="subcarriers of a group")
     subcarrier_spacing_hz: float = Field(15625.0, gt=0)
     symbol_s: float = Field(72e-6, gt=0, description="duration of an OFDM symbol with its prefix")
     delay_spread_s: float = Field(0.5e-6, ge=0, description="rms, exponential profile")

@@ -327,9 +327,13 @@ def test_a_flowgraph_drawn_for_other_antennas_says_so() -> None:
 
 
 def test_the_tail_covers_the_delay_of_the_air() -> None:
-    scenario = load_scenario("lab")
-    late = SimpleNamespace(truth=SimpleNamespace(receive_index=lambda place: 1000.5))
-    assert grc_support.tail_samples(scenario, late) == grc_support.tail_samples(scenario) + 1001  # type: ignore[arg-type]
+    prompt, late = (
+        grc_support.tail_samples(
+            load_scenario("lab"), SimpleNamespace(truth=SimpleNamespace(receive_index=lambda place, delay=delay: delay))
+        )  # type: ignore[arg-type]
+        for delay in (0.5, 1000.5)
+    )
+    assert late == prompt + 1000
 
 
 def test_decisions_are_printed_as_lines(capsys: pytest.CaptureFixture[str]) -> None:
