@@ -74,13 +74,21 @@ OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace an ear
 @run_app.command(
     "random-access",
     epilog="Examples: semair run random-access | semair run random-access -s paper -n 500 -d map-search | "
-    "semair run random-access --set level=wireless --set link.access_snr_db=6 --folder runs/wireless",
+    "semair run random-access --set level=wireless --set link.access_snr_db=6 --folder runs/wireless | "
+    "semair run random-access --channel runs/wireless/bs-rx.channel.json --set users.preamble_seed=7",
 )
 def run_random_access(
     scenario: ScenarioOption = "lab",
     frames: Annotated[int, typer.Option("--frames", "-n", help="Frames to send.")] = 200,
     folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/SCENARIO-TIME.")] = None,
     detector: Annotated[str | None, typer.Option("--detector", "-d", help="Instead of the scenario's.")] = None,
+    channel: Annotated[
+        Path | None,
+        typer.Option(
+            help="Put the frames on recorded air: a file that `semair capture channel` wrote. Choices: --set "
+            "channel_replay.cfo=remove, .timing, .mapping, .reuse, .snr_backoff_db, .max_error_db."
+        ),
+    ] = None,
     settings: SetOption = None,
     record: Annotated[bool, typer.Option(help="Keep the samples.")] = True,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
@@ -93,6 +101,8 @@ def run_random_access(
     overrides = list(settings or [])
     if detector is not None:
         overrides += [f'detector.name="{detector}"', "detector.options={}"]
+    if channel is not None:
+        overrides.append(f'channel={{kind="recorded", recording={json.dumps(str(channel))}}}')
     chosen = _scenario(scenario, overrides)
     place = folder or _new_folder(chosen.name)
     with _frame_progress("frames", quiet=as_json) as on_progress:
@@ -477,6 +487,45 @@ def capture_verify(
         raise typer.Exit(3)
 
 
+@capture_app.command(
+    "channel",
+    epilog="Examples: semair capture channel runs/wireless | semair capture channel runs/wireless --out air/hall | "
+    "semair run random-access --channel runs/wireless/bs-rx.channel.json",
+)
+def capture_channel(
+    run: Annotated[Path, typer.Argument(help="Folder of a run with recording and truth.")],
+    to: Annotated[Path | None, typer.Option("--out", help="Files to write, without ending; default RUN/bs-rx.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier channel recording.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Estimate a recording's channels from what is known to have been sent, to put other waveforms on them.
+
+    Leaves a channel recording: taps of every user and of the beacon, carrier offset, timing, noise, and how good
+    they are, frame by frame.
+    """
+    from .captures.channels import channel_files
+    from .flowgraphs.channel_replay import estimate_run
+
+    place = to or run / "bs-rx"
+    if channel_files(place)[0].exists() and not overwrite:
+        raise ScenarioError(f"{channel_files(place)[0]} exists; choose another --out, or add --overwrite to replace it")
+    with _share_progress("channels", quiet=as_json) as on_progress:
+        found = estimate_run(run, on_progress)
+    written = found.write(place)
+    quality = found.quality
+    if as_json:
+        print(json.dumps({"recording": str(written), "quality": quality, "source": found.source}))
+        return
+    link, beacon, residual = (quality[name] for name in ("link_error_db", "beacon_error_db", "residual_over_noise_db"))
+    table = Table("", "mean", "best", "worst", title=escape(f"channels of {run}"))
+    for name, row in (("error of users' taps, dB", link), ("error of the beacon's taps, dB", beacon)):
+        table.add_row(name, f"{row['mean']:.1f}", f"{row['min']:.1f}", f"{row['max']:.1f}")
+    table.add_row("residual over noise, dB", *(f"{residual[key]:+.2f}" for key in ("mean", "min", "max")))
+    out.print(table)
+    _say(f"{quality['links']} links of {quality['users']} users in {quality['frames']} frames: {written}")
+    _say(f"put frames on it   semair run random-access --channel {written}")
+
+
 @capture_app.command("recover", epilog="Example: semair capture recover runs/crashed")
 def capture_recover(
     folder: Annotated[Path, typer.Argument(help="Folder with what a crash left behind.")],
@@ -510,7 +559,7 @@ def _search(
     from .flowgraphs.preamble_replay import compare_with_annotations, find_preambles
 
     with _share_progress("searching", quiet=as_json) as on_progress:
-        recording, found = find_preambles(
+        played, found = find_preambles(
             path,
             load_reference(reference),
             max_cfo_hz=max_cfo,
@@ -519,13 +568,13 @@ def _search(
             sample_rate_hz=rate,
             on_progress=lambda share: on_progress("samples", share),
         )
-    comparison = (
-        None if annotations_at is None else compare_with_annotations(recording, found, annotations_at, tolerance)
-    )
+    comparison = None if annotations_at is None else compare_with_annotations(played, found, annotations_at, tolerance)
     if as_json:
-        print(json.dumps({"recording": recording.name, "preambles": found, "annotations": comparison}))
+        print(json.dumps({"recording": played.recording.name, "preambles": found, "annotations": comparison}))
         return
-    table = Table("start", "fraction", "CFO Hz", "metric", "SNR dB", title=escape(f"{reference} in {recording.name}"))
+    table = Table(
+        "start", "fraction", "CFO Hz", "metric", "SNR dB", title=escape(f"{reference} in {played.recording.name}")
+    )
     for item in found:
         table.add_row(
             str(item["start"]),
@@ -535,7 +584,7 @@ def _search(
             f"{item['snr_db']:.1f}",
         )
     out.print(table)
-    out.print(f"{len(found)} found in {recording.n_samples} samples on {recording.n_channels} antennas")
+    out.print(f"{len(found)} found in {played.n_samples} samples on {len(played.channels)} antennas")
     if comparison:
         out.print(
             f"{comparison['matched']} of {comparison['annotated']} annotations found within {tolerance} samples, "
@@ -650,6 +699,9 @@ def _share_progress(title: str, quiet: bool) -> Iterator[Callable[[str, float], 
 
 
 def _show_metrics(metrics: dict[str, Any], title: str) -> None:
+    replayed = metrics.get("channel_replay")
+    if replayed:
+        title = f"channel replay of {replayed['recording']}: {title}"
     if "detection" in metrics:
         table = Table(
             "preamble length", "slots", "error probability", "95 %", "missed", "false alarms", title=escape(title)

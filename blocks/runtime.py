@@ -109,6 +109,8 @@ RX_TIME = pmt.intern("rx_time")
 RX_RATE = pmt.intern("rx_rate")
 RX_FREQ = pmt.intern("rx_freq")
 RX_END = pmt.intern("rx_end")
+RX_GAP = pmt.intern("rx_gap")
+RX_BEGIN = pmt.intern("rx_begin")
 FRAME = pmt.intern("frame")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..blocks.message_collector import MessageCollector
+from ..blocks.playback import Playback, PlayOptions
 from ..blocks.preamble_search import PreambleSearch
 from ..blocks.runtime import gr
 from ..blocks.sigmf_source import SigmfSource
@@ -23,13 +24,12 @@ _CHUNK_SAMPLES = 8192
 class PreambleReplay(gr.top_block):
     """A recording, the search, and a collector of what it finds."""
 
-    def __init__(self, recording: Recording, search: PreambleSearch, receiver: Callable[..., None]) -> None:
+    def __init__(self, source: SigmfSource, search: PreambleSearch, receiver: Callable[..., None]) -> None:
         gr.top_block.__init__(self, "semair preamble replay")
-        tail = _CHUNK_SAMPLES + -(recording.n_samples + _CHUNK_SAMPLES) % _CHUNK_SAMPLES
-        self.source = SigmfSource(recording, tail)
+        self.source = source
         self.search = search
         self.collector = MessageCollector(receiver)
-        for port in range(recording.n_channels):
+        for port in range(len(source.playback.channels)):
             self.connect((self.source, port), (self.search, port))
         self.msg_connect((self.search, "preambles"), (self.collector, "in"))
 
@@ -42,26 +42,28 @@ def find_preambles(
     false_alarms_per_sample: float = 1e-9,
     threshold: float | None = None,
     sample_rate_hz: float | None = None,
+    play: PlayOptions | None = None,
     on_progress: Callable[[float], None] | None = None,
-) -> tuple[Recording, list[dict[str, Any]]]:
+) -> tuple[Playback, list[dict[str, Any]]]:
     """Find a reference sequence in a recording, all its channels being antennas.
 
     Args:
         path: of the recording; any SigMF with complex samples.
-        reference: complex64, (L,), at the recording's sample rate.
+        reference: complex64, (L,), at the sample rate that is played: the recording's, or the one resampled to.
         max_cfo_hz: largest carrier offset to expect.
         false_alarms_per_sample: in white noise; sets the threshold.
         threshold: of the metric, instead; for air that carries other structured signals.
         sample_rate_hz: for recordings that do not say theirs.
+        play: how to play it; None: all channels at the recorded rate, searched anew behind each gap.
         on_progress: called with the share done.
 
     Returns:
-        The recording and one dictionary per occurrence, ascending: start (index of the reference's first sample),
-        fraction, cfo_hz, metric, snr_db, gain_db (per antenna).
+        What was played, and one dictionary per occurrence, ascending: start (index in the file of the reference's
+        first sample), fraction, item (its index in what was played), cfo_hz, metric, snr_db, gain_db (per antenna).
 
     Raises:
         RecordingError: the recording is damaged, or its sample rate is unknown or differs from the one given.
-        ScenarioError: reference and search do not fit the recording.
+        ScenarioError: reference, search or play options do not fit the recording.
     """
     recording = Recording.open(path)
     rate = recording.sample_rate_hz or sample_rate_hz
@@ -73,13 +75,23 @@ def find_preambles(
         )
     # The source tells times in seconds and the search counts samples: both by the same rate, or no segment joins.
     recording.sample_rate_hz = rate
-    if recording.n_samples < len(reference):
+    source = SigmfSource(recording, **vars(play or PlayOptions()))
+    playback = source.playback
+    if playback.n_samples < len(reference):
         raise RecordingError(
-            f"{path} holds {recording.n_samples} samples, the reference {len(reference)}: it cannot occur"
+            f"{path} holds {playback.n_samples} samples, the reference {len(reference)}: it cannot occur"
         )
+    # The search takes whole chunks, and looks back from behind what it finds.
+    source.tail_samples = _CHUNK_SAMPLES + -(playback.n_samples + _CHUNK_SAMPLES) % _CHUNK_SAMPLES
     try:
         search = PreambleSearch(
-            reference, rate, recording.n_channels, max_cfo_hz, false_alarms_per_sample, threshold, _CHUNK_SAMPLES
+            reference,
+            playback.rate_hz,
+            len(playback.channels),
+            max_cfo_hz,
+            false_alarms_per_sample,
+            threshold,
+            _CHUNK_SAMPLES,
         )
     except ValueError as error:
         raise ScenarioError(f"the search cannot be set up: {error}") from error
@@ -87,37 +99,44 @@ def find_preambles(
 
     def collect(fields: dict[str, Any], gains: np.ndarray) -> None:
         power = np.maximum(np.abs(gains) ** 2, 1e-30)
-        found.append({**fields, "gain_db": (10 * np.log10(power)).round(2).tolist()})
+        found.append({**fields, **_in_file(playback, fields), "gain_db": (10 * np.log10(power)).round(2).tolist()})
 
-    top_block = PreambleReplay(recording, search, collect)
+    top_block = PreambleReplay(source, search, collect)
     interrupted = execute(
         top_block,
         lambda: first_failure([top_block.source, top_block.search, top_block.collector]),
-        (lambda: on_progress(min(1.0, top_block.source.nitems_written(0) / recording.n_samples)))
-        if on_progress
-        else None,
+        (lambda: on_progress(min(1.0, source.nitems_written(0) / playback.n_samples))) if on_progress else None,
     )
     if interrupted:
         raise KeyboardInterrupt
-    return recording, sorted(found, key=lambda fields: fields["start"])
+    return playback, sorted(found, key=lambda fields: fields["item"])
+
+
+def _in_file(playback: Playback, fields: dict[str, Any]) -> dict[str, Any]:
+    """Place in the file of what was found in the played stream."""
+    place = playback.recorded_place(fields["start"])
+    if playback.rate_hz == playback.recorded_rate_hz:
+        return {"item": fields["start"], "start": int(place)}
+    place += fields["fraction"] * playback.recorded_rate_hz / playback.rate_hz
+    return {"item": fields["start"], "start": round(place), "fraction": place - round(place)}
 
 
 def compare_with_annotations(
-    recording: Recording, found: Sequence[dict[str, Any]], offset: int, tolerance: int
+    playback: Playback, found: Sequence[dict[str, Any]], offset: int, tolerance: int
 ) -> dict[str, int]:
     """Hold what was found against the annotations of a recording.
 
     Args:
-        recording: with annotations that begin at the occurrences.
+        playback: of `find_preambles`, of a recording with annotations that begin at the occurrences.
         found: of `find_preambles`.
-        offset: samples from an annotation's start to the reference's first sample.
-        tolerance: largest difference that counts as found, in samples.
+        offset: played samples from an annotation's start to the reference's first sample.
+        tolerance: largest difference that counts as found, in played samples.
 
     Returns:
         Counts: annotated, matched, missed, extra (found, but not annotated).
     """
-    expected = np.array([note.sample_start + offset for note in recording.annotations], int)
-    starts = np.array([fields["start"] for fields in found], int)
+    expected = np.array([note.sample_start + offset for note in playback.annotations()], int)
+    starts = np.array([fields["item"] for fields in found], int)
     near = np.abs(expected[:, None] - starts[None, :]) <= tolerance
     matched = int(near.any(axis=1).sum())
     return {

@@ -14,10 +14,11 @@ import pmt
 from gnuradio import blocks, gr
 from semair.blocks.runtime import time_ticks, time_value
 from semair.blocks.sigmf_sink import SigmfSink
-from semair.blocks.sigmf_source import SigmfSource
+from semair.blocks.sigmf_source import Pace, SigmfSource
 from semair.captures.devicetime import DeviceTime
 from semair.captures.reader import Recording
 from semair.captures.writer import RecordingWriter
+from semair.errors import ScenarioError
 
 RATE_HZ = 2e6
 
@@ -31,10 +32,10 @@ def signal(n_channels: int, n: int) -> np.ndarray:
 class Flowgraph(gr.top_block):
     """The source into one sink per channel."""
 
-    def __init__(self, recording: Recording, tail_samples: int = 0) -> None:
+    def __init__(self, recording: Recording, tail_samples: int = 0, **options) -> None:
         gr.top_block.__init__(self, "test")
-        self.source = SigmfSource(recording, tail_samples)
-        self.sinks = [blocks.vector_sink_c() for _ in range(recording.n_channels)]
+        self.source = SigmfSource(recording, tail_samples, **{"gaps": "as-recorded", **options})
+        self.sinks = [blocks.vector_sink_c() for _ in self.source.playback.channels]
         for port, sink in enumerate(self.sinks):
             self.connect((self.source, port), sink)
 
@@ -190,3 +191,132 @@ def test_built_in_a_function_it_survives_garbage_collection(run_graph, tmp_path)
     gc.collect()
     run_graph(tb, (tb.source,))
     assert tb.samples().shape == (2, 1010)
+
+
+# Policies
+
+
+def rows(tags: list[tuple[int, str, object]], *keys: str) -> list[tuple[int, str, object]]:
+    return [tag for tag in tags if tag[1] in keys]
+
+
+def test_by_default_it_stops_before_the_first_gap_and_says_so(run_graph, tmp_path, capfd):
+    x = signal(1, 1000)
+    recording = write(tmp_path, x, [(400, 15)])
+    tb = gr.top_block("test")
+    source, sink = SigmfSource(recording, 50), blocks.vector_sink_c()
+    tb.connect(source, sink)
+    run_graph(tb, (source,))
+    np.testing.assert_array_equal(sink.data(), np.concatenate([x[0, :400], np.zeros(50)]))
+    tags = [(tag.offset, pmt.symbol_to_string(tag.key)) for tag in sink.tags()]
+    assert sorted(tags) == [(0, "rx_freq"), (0, "rx_rate"), (0, "rx_time"), (400, "rx_end")]
+    told = capfd.readouterr()
+    assert "samples are missing before sample 400: from there on 600 samples are not played" in told.out + told.err
+
+
+@pytest.mark.parametrize(
+    ("gaps", "length", "joints"),
+    [("splice", 1000, [(400, 15), (700, 1)]), ("zero", 1016, [(400, 15), (715, 1)])],
+)
+def test_joints_are_marked_with_what_was_lost_there(run_graph, tmp_path, gaps, length, joints):
+    tb = Flowgraph(write(tmp_path, signal(2, 1000), [(400, 15), (700, 1)]), gaps=gaps)
+    run_graph(tb, (tb.source,))
+    assert tb.samples().shape == (2, length)
+    for port in (0, 1):
+        assert [(at, lost) for at, key, lost in tb.tags(port) if key == "rx_gap"] == joints
+    # To what reads times, nothing is missing.
+    assert {ticks - at for at, ticks in tb.times()} == {0}
+
+
+def test_every_turn_begins_with_its_number(run_graph, tmp_path):
+    x = signal(2, 1000)
+    recording = write(tmp_path, x, [(640, 15)], DeviceTime(7, 0, 2_000_000))
+    tb = Flowgraph(recording, 10, channels=(1,), gaps="stop", turns=3, frame_samples=100, frame_start=20)
+    run_graph(tb, (tb.source,), 333)
+    assert tb.samples()[0, :1800].tobytes() == np.tile(x[1, 20:620], 3).tobytes()
+    assert not tb.samples()[0, 1800:].any()
+    assert rows(tb.tags(), "rx_begin") == [(0, "rx_begin", 0), (600, "rx_begin", 1), (1200, "rx_begin", 2)]
+    assert tb.times() == [(600 * turn, 14_000_020 + 600 * turn) for turn in range(3)]
+    assert tb.source.end_time_samples == 14_001_820
+
+
+@pytest.mark.parametrize("options", [
+    {"gaps": "stop"}, {"gaps": "splice", "channels": (1, 0)}, {"gaps": "zero"}, {"gaps": "as-recorded"},
+    {"gaps": "splice", "turns": 3, "frame_samples": 700},
+])  # fmt: skip
+@pytest.mark.parametrize("rate_hz", [None, 1.28e6])
+def test_the_same_settings_give_the_same_bits_at_every_pace(run_graph, tmp_path, options, rate_hz):
+    recording = write(tmp_path, signal(2, 50_000), [(20_001, 777), (41_000, 3)], DeviceTime(1, 5, 2_000_000))
+    seen = set()
+    for most, buffer, speed in [(None, None, None), (1000, None, None), (None, 65536, 3.0), (17_000, 32768, None)]:
+        tb = Flowgraph(recording, 300, rate_hz=rate_hz, speed=speed, **options)
+        if buffer:
+            tb.source.set_min_output_buffer(buffer)
+        run_graph(tb, (tb.source,), most)
+        seen.add((tb.samples().tobytes(), str(tb.tags(0)), str(tb.tags(1))))
+    assert len(seen) == 1
+
+
+def test_a_run_of_another_rate_tells_times_in_its_own_samples(run_graph, tmp_path):
+    recording = write(tmp_path, signal(1, 9000), [(3000, 1000)], DeviceTime(2, 0, 2_000_000), frequency_hz=1e9)
+    tb = Flowgraph(recording, 20, rate_hz=5e5)
+    run_graph(tb, (tb.source,))
+    assert tb.times(5e5) == [(0, 1_000_000), (750, 1_001_000)]
+    assert {value for _, key, value in tb.tags() if key == "rx_rate"} == {5e5}
+    assert {value for _, key, value in tb.tags() if key == "rx_freq"} == {1e9}
+    assert rows(tb.tags(), "rx_end") == [(2250, "rx_end", True)]
+    assert tb.samples().shape == (1, 2270)
+    assert tb.source.end_time_samples == 1_002_500
+
+
+# Pace
+
+
+class Clock:
+    """A clock that goes on only while somebody sleeps, or by what work took."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.now += seconds
+
+
+def test_samples_go_out_when_they_are_due_and_never_before():
+    clock = Clock()
+    pace = Pace(1e6, clock, clock.sleep)
+    done = 0
+    while done < 100_000:
+        granted = pace.grant(done, min(8192, 100_000 - done))
+        assert 1 <= granted <= 8192
+        done += granted
+        # 1e-9 s: what sums of floating point seconds may be off.
+        assert done <= (clock.now - 100.0) * 1e6 + 1e-3
+        clock.now += 1e-4
+    # 5 ms are let out at a time, so it ends at most that late.
+    assert 0.1 <= clock.now - 100.0 < 0.1 + 5e-3 + 1e-3
+
+
+def test_what_is_late_is_made_good_at_once():
+    clock = Clock()
+    pace = Pace(1e6, clock, clock.sleep)
+    done = pace.grant(0, 1000)
+    clock.now += 1.0
+    assert pace.grant(done, 50_000) == 50_000
+    assert clock.now == pytest.approx(101.0, abs=0.01)
+
+
+def test_a_rate_below_one_step_still_gives_samples():
+    clock = Clock()
+    pace = Pace(10.0, clock, clock.sleep)
+    assert pace.grant(0, 8192) == 1
+
+
+@pytest.mark.parametrize("speed", [0.0, -1.0, float("nan"), float("inf")])
+def test_speeds_that_cannot_be_are_refused(tmp_path, speed):
+    with pytest.raises(ScenarioError, match="speed"):
+        SigmfSource(write(tmp_path, signal(1, 10)), speed=speed)

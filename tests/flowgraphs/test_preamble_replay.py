@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import sigmf
+from scipy import signal
 
 pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
 
+from semair.blocks.playback import PlayOptions
 from semair.blocks.waveforms.references import named_reference
 from semair.captures.reader import Recording
 from semair.errors import RadioError, RecordingError, ScenarioError
@@ -70,7 +72,8 @@ def starts(found: Sequence[dict[str, Any]]) -> list[int]:
 def test_preambles_are_found_where_they_are(tmp_path, datatype, n_channels):
     told: list[float] = []
     path = foreign(tmp_path, air(n_channels), datatype)
-    recording, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, on_progress=told.append)
+    played, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, on_progress=told.append)
+    recording = played.recording
     assert (recording.n_channels, recording.datatype) == (n_channels, datatype)
     assert starts(found) == PLACES
     # Cramer-Rao bound of a tone's frequency over 160 samples of 15 dB on one antenna: 1.2 kHz. Five of these.
@@ -99,18 +102,18 @@ def test_other_antennas_find_what_one_does_not_hear(tmp_path):
 def test_found_preambles_are_held_against_annotations(tmp_path):
     # Marks begin 20 samples before; one is 3 samples off, and the last preamble is not marked.
     marks = [PLACES[1] - 20, PLACES[2] - 20, PLACES[3] - 20 + 3]
-    recording, found = find_preambles(foreign(tmp_path, air(1), marks=marks), REFERENCE, max_cfo_hz=40e3)
-    counts = compare_with_annotations(recording, found, offset=20, tolerance=2)
+    played, found = find_preambles(foreign(tmp_path, air(1), marks=marks), REFERENCE, max_cfo_hz=40e3)
+    counts = compare_with_annotations(played, found, offset=20, tolerance=2)
     assert counts == {"annotated": 3, "matched": 2, "missed": 1, "extra": 3}
-    counts = compare_with_annotations(recording, found, offset=20, tolerance=3)
+    counts = compare_with_annotations(played, found, offset=20, tolerance=3)
     assert counts == {"annotated": 3, "matched": 3, "missed": 0, "extra": 2}
-    nothing = compare_with_annotations(recording, [], offset=20, tolerance=3)
+    nothing = compare_with_annotations(played, [], offset=20, tolerance=3)
     assert nothing == {"annotated": 3, "matched": 0, "missed": 3, "extra": 0}
 
 
 def test_without_annotations_all_found_are_extra(tmp_path):
-    recording, found = find_preambles(foreign(tmp_path, air(1)), REFERENCE, max_cfo_hz=40e3)
-    assert compare_with_annotations(recording, found, 0, 2) == {
+    played, found = find_preambles(foreign(tmp_path, air(1)), REFERENCE, max_cfo_hz=40e3)
+    assert compare_with_annotations(played, found, 0, 2) == {
         "annotated": 0, "matched": 0, "missed": 0, "extra": len(PLACES),
     }  # fmt: skip
 
@@ -136,7 +139,8 @@ def test_segments_that_follow_each_other_are_no_gap(tmp_path, rate_hz):
         {"core:sample_start": PLACES[3] + 80, "core:frequency": 2.417e9},
     ]
     path = foreign(tmp_path, air(2), rate_hz=rate_hz, captures=captures)
-    recording, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, sample_rate_hz=RATE_HZ)
+    played, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, sample_rate_hz=RATE_HZ)
+    recording = played.recording
     assert len(recording.segments) == 2
     assert recording.sample_rate_hz == RATE_HZ
     assert starts(found) == PLACES
@@ -192,6 +196,59 @@ def test_search_that_cannot_be_set_up_says_why(tmp_path, options):
         find_preambles(foreign(tmp_path, air(1, 1000, [])), REFERENCE, **options)
 
 
+# Another rate, chosen channels, gap policies
+
+
+def test_a_recording_of_another_rate_is_searched_at_that_of_the_reference(tmp_path):
+    # Recorded at 25 MS/s: by another filter than the one that takes it back.
+    path = foreign(tmp_path, signal.resample_poly(air(2), 5, 4, axis=1), rate_hz=25e6, marks=[1250, 25_000])
+    _, missed = find_preambles(path, REFERENCE, max_cfo_hz=40e3)
+    assert missed == []
+    played, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, play=PlayOptions(rate_hz=20e6))
+    assert [fields["item"] for fields in found] == PLACES
+    for fields, place in zip(found, PLACES, strict=True):
+        assert fields["start"] + fields["fraction"] == pytest.approx(1.25 * place, abs=0.2)
+        assert abs(fields["fraction"]) <= 0.5
+        assert fields["snr_db"] == pytest.approx(SNR_DB, abs=1.7)
+    # Marks and tolerance are in samples of the reference, too.
+    assert compare_with_annotations(played, found, 0, 0)["matched"] == 2
+
+
+def test_chosen_channels_are_the_antennas(tmp_path):
+    x = air(3)
+    x[0] = air(1, places=[])
+    path = foreign(tmp_path, x)
+    played, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, play=PlayOptions(channels=(2, 1)))
+    assert played.channels == (2, 1)
+    assert starts(found) == PLACES
+    assert all(len(fields["gain_db"]) == 2 for fields in found)
+    assert find_preambles(path, REFERENCE, max_cfo_hz=40e3, play=PlayOptions(channels=(0,)))[1] == []
+
+
+@pytest.mark.parametrize(
+    ("gaps", "kept"),
+    [
+        ("stop", PLACES[:3]),
+        ("splice", PLACES[:3] + PLACES[4:]),
+        ("zero", PLACES[:3] + PLACES[4:]),
+        ("as-recorded", PLACES[:3] + PLACES[4:]),
+    ],
+)
+def test_places_are_those_in_the_file_under_every_gap_policy(tmp_path, gaps, kept):
+    gap = PLACES[3] + 80
+    captures = [
+        {"core:sample_start": 0, "core:global_index": 500},
+        {"core:sample_start": gap, "core:global_index": 500 + gap + 12_345},
+    ]
+    x = np.delete(air(1, 31_000), np.s_[gap : gap + 500], axis=1)
+    places = [place - 500 if place > gap else place for place in kept]
+    path = foreign(tmp_path, x, captures=captures)
+    _, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, threshold=0.6, play=PlayOptions(gaps=gaps))
+    assert starts(found) == places
+    shift = {"zero": 12_345}.get(gaps, 0)
+    assert [f["item"] for f in found] == [place + shift if place > gap else place for place in places]
+
+
 WIFI = ["dot11n_6.5mbps", "dot11n_19.5mbps", "dot11n_26mbps", "dot11n_65mbps"]
 
 
@@ -212,11 +269,11 @@ def test_wifi_preambles_over_the_air(shared_data):
         path = shared_data / "iq/openofdm_wifi/sigmf" / f"{name}.sigmf-meta"
         # Half of the field alone, as in the high-throughput long training field, has a metric of 1/4 where the
         # signal is clean; the weakest annotated preamble has 0.23.
-        recording, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, threshold=0.22)
-        counts = compare_with_annotations(recording, found, offset=160, tolerance=2)
+        played, found = find_preambles(path, REFERENCE, max_cfo_hz=40e3, threshold=0.22)
+        counts = compare_with_annotations(played, found, offset=160, tolerance=2)
         annotated += counts["annotated"]
         matched += counts["matched"]
-        false += sum(not repeats_after_64_samples(recording, start) for start in starts(found))
+        false += sum(not repeats_after_64_samples(played.recording, start) for start in starts(found))
     assert annotated == 113
     assert matched >= 0.98 * annotated
     # The annotations leave out some packets: what is found beside them must be long training all the same.
@@ -225,10 +282,10 @@ def test_wifi_preambles_over_the_air(shared_data):
 
 def test_both_users_of_the_renew_frame(shared_data):
     path = shared_data / "mimo/renew_powder/sigmf/rx_mimo_data_08_02.sigmf-meta"
-    recording, found = find_preambles(path, REFERENCE, max_cfo_hz=2e3)
-    assert recording.n_channels == 8
+    played, found = find_preambles(path, REFERENCE, max_cfo_hz=2e3)
+    assert played.recording.n_channels == 8
     assert starts(found) == [73, 233]
     # The annotations hold within 3 samples.
-    assert compare_with_annotations(recording, found, 0, 3) == {
+    assert compare_with_annotations(played, found, 0, 3) == {
         "annotated": 2, "matched": 2, "missed": 0, "extra": 0,
     }  # fmt: skip
