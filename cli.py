@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,7 @@ from rich.table import Table
 from .errors import ScenarioError, SemairError
 
 if TYPE_CHECKING:
+    from .blocks.playback import PlayOptions
     from .flowgraphs import run as runner
     from .models.uad import train as trainer
 
@@ -147,15 +149,45 @@ def record(
 
 
 @app.command(
-    epilog="Examples: semair replay runs/demo | semair replay runs/demo --detector somp | "
-    "semair replay wifi.sigmf-meta --reference l-ltf --max-cfo 40e3"
+    epilog="Examples: semair replay runs/demo | semair replay runs/demo --detector somp --channels 0,2 | "
+    "semair replay wifi.sigmf-meta --reference l-ltf --max-cfo 40e3 | "
+    "semair replay air.sigmf-meta --scenario lab --resample 2e6 --any-frequency"
 )
 def replay(
-    path: Annotated[Path, typer.Argument(help="A run folder, or any SigMF recording together with --reference.")],
+    path: Annotated[
+        Path, typer.Argument(help="A run folder, or any SigMF recording together with --scenario or --reference.")
+    ],
     detector: Annotated[
         str | None, typer.Option("--detector", "-d", help="What would this detector have decided on the same air?")
     ] = None,
     option: Annotated[list[str] | None, typer.Option(help="Option of that detector, name=value.")] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Recorded channels to take as antennas, in this order, e.g. 2,0,1.")
+    ] = None,
+    gaps: Annotated[
+        str,
+        typer.Option(
+            help="Where samples were lost: as-recorded (the receiver is told, as live), stop, splice, or zero (filled)."
+        ),
+    ] = "as-recorded",
+    resample: Annotated[float | None, typer.Option(help="Sample rate to change the recording to, Hz.")] = None,
+    loop: Annotated[int, typer.Option(help="Turns, of whole frames and across no gap.")] = 1,
+    frame: Annotated[int | None, typer.Option(help="Play whole frames of this many recorded samples only.")] = None,
+    frame_start: Annotated[int, typer.Option(help="Recorded sample at which a frame begins.")] = 0,
+    speed: Annotated[
+        float | None, typer.Option(help="1: in real time, by the clock of this machine; default: as fast as it goes.")
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option("--scenario", "-s", help="Receive a recording with this scenario's receiver.")
+    ] = None,
+    settings: SetOption = None,
+    any_frequency: Annotated[
+        bool, typer.Option("--any-frequency", help="With --scenario: take recordings of other centre frequencies.")
+    ] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="With --scenario: where decisions go; default runs/replay-RECORDING-TIME.")
+    ] = None,
+    overwrite: OverwriteFlag = False,
     reference: Annotated[
         str | None,
         typer.Option(help="Search this sequence: l-ltf, l-ltf-64, l-stf, or a file (.npy, .sigmf-meta, .cf32, .ci16)."),
@@ -173,20 +205,51 @@ def replay(
     tolerance: Annotated[int, typer.Option(help="Search: samples within which an annotation counts as found.")] = 2,
     as_json: JsonFlag = False,
 ) -> None:
-    """Drive the receiver with a recording.
+    """Drive a receiver with a recording.
 
-    A run folder must give the very decisions it gave live. Any other SigMF recording is searched for a reference
-    sequence.
+    A run folder must give the very decisions it gave live, unless something else is asked for. Any other SigMF
+    recording is received with a scenario, or searched for a reference sequence.
     """
-    if reference is not None:
-        _search(path, reference, max_cfo, false_alarms, threshold, rate, annotations_at, tolerance, as_json)
-        return
-    from .flowgraphs.run import replay_run
+    from .blocks.playback import PlayOptions
+    from .flowgraphs.run import replay_recording, replay_run
 
-    if path.is_file():
-        raise ScenarioError(f"{path} is a file: give a run folder, or a --reference to search for in it")
+    play = PlayOptions(
+        channels=_channel_list(channels),
+        gaps=gaps,  # type: ignore[arg-type]
+        rate_hz=resample,
+        turns=loop,
+        frame_samples=frame,
+        frame_start=frame_start,
+    )
+    if reference is not None:
+        _search(path, reference, max_cfo, false_alarms, threshold, rate, annotations_at, tolerance, play, as_json)
+        return
+    if scenario is None and path.is_file():
+        raise ScenarioError(
+            f"{path} is a file: give a run folder, a --scenario to receive it with, or a --reference to search for in it"
+        )
+    if scenario is not None and path.is_dir() and (path / "run.json").is_file():
+        raise ScenarioError(
+            f"{path} is a run, which has its own scenario: leave --scenario out, or give the recording in it"
+        )
     with _frame_progress("slots", quiet=as_json) as on_progress:
-        result = replay_run(path, detector=detector, options=_options(option), on_progress=on_progress)
+        if scenario is None:
+            result = replay_run(
+                path, detector=detector, options=_options(option), play=play, speed=speed, on_progress=on_progress
+            )
+        else:
+            chosen = _scenario(scenario, _with_detector(settings, detector, option))
+            place = folder or _new_folder(f"replay-{path.name.partition('.')[0]}")
+            result = replay_recording(
+                path,
+                chosen,
+                place,
+                play=play,
+                any_frequency=any_frequency,
+                speed=speed,
+                overwrite=overwrite,
+                on_progress=on_progress,
+            )
     summary = {
         "folder": str(result.folder.path),
         "detector": result.detector,
@@ -195,6 +258,7 @@ def replay(
         "extra": result.extra,
         "air_s": result.air_s,
         "wall_s": result.wall_s,
+        "playback": result.playback,
     }
     if as_json:
         print(json.dumps({**summary, **result.metrics}))
@@ -204,6 +268,9 @@ def replay(
             out.print(f"[green]all {result.equal} of {result.live} live decisions reproduced bit for bit[/]")
         if result.extra and result.live:
             out.print(f"{result.extra} slots that the live run had not decided")
+        if not result.live:
+            _say(f"{result.extra} slots decided, in {result.folder.path}")
+        _show_playback(result.playback)
         out.print(f"{result.air_s:.2f} s of air in {result.wall_s:.2f} s")
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
@@ -544,6 +611,272 @@ def capture_recover(
         _say(f"nothing to recover in {folder}")
 
 
+PLACE_HELP = "Sample, or time since the first one such as 1.5s, 20ms, 3us; negative: from the end."
+
+
+@capture_app.command(
+    "ls",
+    epilog="Examples: semair capture ls | semair capture ls runs air --label good --since 2026-10-01 | "
+    "semair capture ls runs --gaps --json",
+)
+def capture_ls(
+    folders: Annotated[list[Path] | None, typer.Argument(help="Where to look, with all below; default here.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only those with this label.")] = None,
+    since: Annotated[str | None, typer.Option(help="Only those from this date on, e.g. 2026-10-01.")] = None,
+    min_rate: Annotated[float | None, typer.Option(help="Only those of at least this sample rate, Hz.")] = None,
+    min_channels: Annotated[int | None, typer.Option(help="Only those of at least so many channels.")] = None,
+    gaps: Annotated[bool | None, typer.Option("--gaps/--no-gaps", help="Only those with, or without, gaps.")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Open every recording and make the index anew.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """List recordings with date, run, rate, channels, duration, gaps, labels and SNR.
+
+    An index in each folder (.semair-index.sqlite) makes the next look fast; it is checked against the files, and may be
+    deleted.
+    """
+    from .captures.catalogue import catalogue, parse_date, select
+
+    earliest = None if since is None else parse_date(since)
+    listed: list[dict[str, Any]] = []
+    for folder in folders or [Path()]:
+        with _share_progress("looking", quiet=as_json) as on_progress:
+            found = catalogue(folder, rebuild=rebuild, on_share=partial(on_progress, str(folder)))
+        for note in found.notes:
+            err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        rows = select(
+            found.rows, label=label, since=earliest, min_rate_hz=min_rate, min_channels=min_channels, gaps=gaps
+        )
+        listed += [{**vars(row), "path": str(folder / row.path)} for row in rows]
+    if as_json:
+        print(json.dumps(listed))
+        return
+    table = Table(box=None, pad_edge=False)
+    for title in ("date", "run", "recording", "rate", "ch", "duration", "gaps", "SNR"):
+        table.add_column(title, no_wrap=title != "recording", overflow="fold" if title == "recording" else "ellipsis")
+    table.add_column("labels", no_wrap=True, overflow="ellipsis")
+    for row in listed:
+        date = row["date"][:16].replace("T", " ") + ("" if row["date_from"] == "recording" else "~")
+        cells = [date, escape(row["run"]), escape(row["name"])]
+        if row["problem"]:
+            table.add_row(*cells, *[""] * 5, "[red]cannot be opened[/]")
+            continue
+        labels = [f"{name} x{n}" if n > 1 else name for name, n in row["labels"].items()]
+        marks = ["[yellow]incomplete[/]"] if row["complete"] is False else []
+        marks += [escape(", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else ""))]
+        table.add_row(
+            *cells,
+            "?" if row["rate_hz"] is None else f"{row['rate_hz'] / 1e6:g} MS/s",
+            str(row["n_channels"]),
+            "?" if row["duration_s"] is None else _duration(row["duration_s"]),
+            f"{row['gaps']} ({row['lost_samples']})" if row["gaps"] else "0",
+            "" if row["snr_db"] is None else f"{row['snr_db']:.1f} dB",
+            " ".join(marks),
+        )
+    out.print(table, width=None if out.is_terminal else 200)
+    _say(f"{len(listed)} recordings (~: date of the file; gaps: number and lost samples)")
+    for row in listed:
+        if row["problem"]:
+            _say(f"cannot be opened: {row['problem']}")
+
+
+@capture_app.command(
+    "show",
+    epilog="Examples: semair capture show runs/demo/bs-rx | semair capture show air/hall --picture hall.png --open",
+)
+def capture_show(
+    recording: Annotated[Path, typer.Argument(help="A recording.")],
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG file for spectrogram, levels over time and constellation, gaps marked.")
+    ] = None,
+    open_picture: Annotated[bool, typer.Option("--open", help="Open the picture; default NAME.png.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Show what is in a recording: levels, clipping, offsets, noise floor, gaps, segments, annotations, settings."""
+    from .captures.inspection import measure_levels, summary
+    from .captures.reader import Recording
+
+    opened = Recording.open(recording)
+    if picture is None and open_picture:
+        picture = Path(f"{opened.name}.png")
+    share = 1.0 if picture is None else 0.7
+    with _share_progress("reading", quiet=as_json) as on_progress:
+        levels = measure_levels(opened, on_share=lambda done: on_progress("levels", done * share))
+        if picture is not None:
+            from .flowgraphs.capture_pictures import draw_recording
+
+            draw_recording(opened, levels, picture, on_share=lambda done: on_progress("picture", 0.7 + 0.3 * done))
+    facts = summary(opened, levels)
+    if as_json:
+        print(json.dumps({**facts, "picture": None if picture is None else str(picture)}))
+    else:
+        _show_recording(facts)
+        if picture is not None:
+            _say(f"picture     {picture}")
+    if open_picture:
+        typer.launch(str(picture))
+
+
+@capture_app.command(
+    "trim",
+    epilog="Examples: semair capture trim air/hall --start 1.5s --stop 2s | semair capture trim air/hall --stop 100000 "
+    "--name start",
+)
+def capture_trim(
+    recording: Annotated[Path, typer.Argument(help="A recording; it stays as it is.")],
+    start: Annotated[str, typer.Option(help=PLACE_HELP)] = "0",
+    stop: Annotated[str | None, typer.Option(help="As --start; the end if not given.")] = None,
+    name: Annotated[str | None, typer.Option(help="Base name of the result.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Folder of the result; that of the recording if not given.")
+    ] = None,
+    check: Annotated[bool, typer.Option(help="Compare the recording with its checksums first.")] = True,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Copy a stretch of a recording into a new one, with metadata that fit it and its source noted."""
+    from .captures.reader import Recording
+    from .captures.trim import place_in, trim
+
+    source = Recording.open(recording)
+    first, last = place_in(source, start), source.n_samples if stop is None else place_in(source, stop)
+    with _share_progress("copying", quiet=as_json) as on_progress:
+        done = trim(
+            source, first, last, name=name, folder=folder, check=check, overwrite=overwrite,
+            on_share=lambda share: on_progress(source.name, share),
+        )  # fmt: skip
+    if as_json:
+        print(json.dumps({"recording": str(done.meta_path), "samples": done.n_samples}))
+    else:
+        _say(f"{done.meta_path}: {done.n_samples} samples per channel, from sample {first} of {source.name}")
+
+
+@capture_app.command(
+    "export",
+    epilog="Examples: semair capture export runs/demo --to archive | semair capture export runs/demo/bs-rx --to numpy "
+    "--out bs-rx.npy | semair capture export runs/demo/bs-rx --to channels --out per-channel",
+)
+def capture_export(
+    path: Annotated[Path, typer.Argument(help="A recording; for an archive also a run folder or a collection.")],
+    to: Annotated[str, typer.Option("--to", help="channels, archive, numpy or hdf5.")],
+    target: Annotated[
+        Path | None, typer.Option("--out", help="File, or folder for channels; made of the name if not given.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a recording for other programs, after a check against its checksums.
+
+    channels: one recording per channel with a collection. archive: a .sigmf file; of a run with all its recordings and
+    ground truth. numpy, hdf5: complex64 (channels, samples) with the metadata.
+    """
+    from .captures import export
+    from .captures.archive import archive
+    from .captures.reader import Recording
+
+    formats = {"channels": export.per_channel, "numpy": export.to_numpy, "hdf5": export.to_hdf5}
+    if to not in (*formats, "archive"):
+        raise ScenarioError(f"--to {to!r} is unknown; choose one of: {', '.join((*formats, 'archive'))}")
+    name = path.resolve().name.split(".sigmf-")[0]
+    with _share_progress("exporting", quiet=as_json) as on_progress:
+
+        def tell(share: float) -> None:
+            on_progress(name, share)
+
+        if to == "archive":
+            made = archive(path, target or Path(f"{name}.sigmf"), overwrite=overwrite, on_share=tell)
+        else:
+            source = Recording.open(path)
+            default = Path(f"{source.name}-channels" if to == "channels" else source.name)
+            made = formats[to](source, target or default, overwrite=overwrite, on_share=tell)
+    if as_json:
+        print(json.dumps({"export": str(made)}))
+    else:
+        _say(f"exported {made}")
+
+
+@capture_app.command(
+    "import",
+    epilog="Examples: semair capture import other.sigmf-meta | semair capture import run.sigmf --folder air | "
+    "semair capture import dump.bin --datatype ci16_le --rate 20e6 --channels 2 --frequency 2.45e9 | "
+    "semair capture import renew.mat --rate 5e6 --frequency 2.5e9",
+)
+def capture_import(
+    path: Annotated[Path, typer.Argument(help="SigMF recording, collection or archive, .mat file, or raw samples.")],
+    folder: Annotated[Path, typer.Option(help="Where the recording goes.")] = Path("imported"),
+    name: Annotated[str | None, typer.Option(help="Base name; that of the source if not given.")] = None,
+    datatype: Annotated[
+        str | None, typer.Option(help="Raw samples: SigMF datatype, e.g. ci16_le, cf32_le, cu8.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Raw samples, .mat: sample rate, Hz.")] = None,
+    channels: Annotated[int | None, typer.Option(help="Raw samples, .mat: number of channels.")] = None,
+    frequency: Annotated[float | None, typer.Option(help="Raw samples, .mat: centre frequency, Hz.")] = None,
+    header_bytes: Annotated[int, typer.Option(help="Raw samples: bytes to leave out at the beginning.")] = 0,
+    drop_rest: Annotated[
+        bool, typer.Option("--drop-rest", help="Raw samples: leave out bytes at the end that make no whole sample.")
+    ] = False,
+    key: Annotated[str | None, typer.Option(help=".mat: variable; found if not given.")] = None,
+    join: Annotated[
+        bool, typer.Option("--join", help="Make one recording of a set of channels that were taken together.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace earlier recordings.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Make recordings of what others recorded, exactly, with the source and its hash noted."""
+    from .captures.importing import RawFormat, import_file
+
+    raw = RawFormat(datatype, rate, channels, frequency, header_bytes, drop_rest)
+    with _share_progress("importing", quiet=as_json) as on_progress:
+        done = import_file(
+            path, folder, name=name, raw=raw, key=key, join=join, overwrite=overwrite,
+            on_share=lambda share: on_progress(path.name, share),
+        )  # fmt: skip
+    if as_json:
+        listed = [{"recording": str(item.meta_path), "samples": item.n_samples} for item in done.recordings]
+        collection = None if done.collection is None else str(done.collection)
+        print(json.dumps({"recordings": listed, "collection": collection, "notes": done.notes}))
+        return
+    for item in done.recordings:
+        rate_text = "rate not known" if item.sample_rate_hz is None else f"{item.sample_rate_hz / 1e6:g} MS/s"
+        _say(f"{item.meta_path}: {item.n_channels} channels, {item.n_samples} samples, {item.datatype}, {rate_text}")
+    if done.collection is not None:
+        _say(f"{done.collection}")
+    for note in done.notes:
+        _say(f"note: {note}")
+
+
+@capture_app.command(
+    "label",
+    epilog="Examples: semair capture label air/hall good | semair capture label air/hall interference --from 1.5s "
+    "--to 1.7s | semair capture label air/hall good --remove",
+)
+def capture_label(
+    recording: Annotated[Path, typer.Argument(help="A recording.")],
+    label: Annotated[str, typer.Argument(help="At most 20 characters.")],
+    start: Annotated[str | None, typer.Option("--from", help=PLACE_HELP)] = None,
+    stop: Annotated[str | None, typer.Option("--to", help="As --from; the end if not given.")] = None,
+    comment: Annotated[str, typer.Option(help="Free text.")] = "",
+    remove: Annotated[bool, typer.Option("--remove", help="Take the label off instead.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Put a label on a stretch of a recording; checksums in the run's collection follow."""
+    from .captures.labels import add_label, remove_label
+    from .captures.reader import Recording
+    from .captures.trim import place_in
+
+    opened = Recording.open(recording)
+    first = None if start is None else place_in(opened, start)
+    last = None if stop is None else place_in(opened, stop)
+    if remove:
+        changed = remove_label(opened, label, first, last)
+    else:
+        changed = add_label(opened, label, first, last, comment)
+    if as_json:
+        print(json.dumps({"changed": [str(path) for path in changed]}))
+    else:
+        for path in changed:
+            _say(f"changed {path}")
+
+
 def _search(
     path: Path,
     reference: str,
@@ -553,6 +886,7 @@ def _search(
     rate: float | None,
     annotations_at: int | None,
     tolerance: int,
+    play: PlayOptions,
     as_json: bool,
 ) -> None:
     from .blocks.waveforms.references import load_reference
@@ -566,11 +900,13 @@ def _search(
             false_alarms_per_sample=false_alarms,
             threshold=threshold,
             sample_rate_hz=rate,
+            play=play,
             on_progress=lambda share: on_progress("samples", share),
         )
     comparison = None if annotations_at is None else compare_with_annotations(played, found, annotations_at, tolerance)
     if as_json:
-        print(json.dumps({"recording": played.recording.name, "preambles": found, "annotations": comparison}))
+        result = {"recording": played.recording.name, "preambles": found, "annotations": comparison}
+        print(json.dumps({**result, "playback": played.as_dict()}))
         return
     table = Table(
         "start", "fraction", "CFO Hz", "metric", "SNR dB", title=escape(f"{reference} in {played.recording.name}")
@@ -590,6 +926,76 @@ def _search(
             f"{comparison['matched']} of {comparison['annotated']} annotations found within {tolerance} samples, "
             f"{comparison['extra']} more found"
         )
+    _show_playback(played.as_dict())
+
+
+def _channel_list(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ScenarioError(f"--channels {text!r} is no list of channel numbers, e.g. 2,0,1") from error
+
+
+def _with_detector(settings: list[str] | None, detector: str | None, option: list[str] | None) -> list[str]:
+    """Overrides of a scenario with another detector among them."""
+    overrides = list(settings or [])
+    if detector is not None:
+        overrides += [f'detector.name="{detector}"', "detector.options={}"]
+    return overrides + [f"detector.options.{text}" for text in option or []]
+
+
+def _show_playback(played: dict[str, Any]) -> None:
+    """What of a recording was left out, or what stands in for it."""
+    if played["stopped_at"] is not None:
+        out.print(
+            f"[yellow]stopped     before the gap at sample {played['stopped_at']}: {played['skipped_samples']} samples "
+            "not played; see --gaps[/]"
+        )
+    elif played["skipped_samples"]:
+        out.print(f"not played  {played['skipped_samples']} samples outside whole frames")
+    if played["recorded_gaps"] and played["gaps"] in ("splice", "zero"):
+        out.print(f"[yellow]gaps        {played['recorded_gaps']}, {{"splice": "spliced", "zero": "filled with zeros"}[played["gaps"]]}[/]")
+    if played["rate_hz"] != played["recorded_rate_hz"]:
+        out.print(f"resampled   {played['recorded_rate_hz']:.10g} to {played['rate_hz']:.10g} Hz")
+
+
+def _duration(seconds: float) -> str:
+    for factor, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= factor:
+            return f"{seconds / factor:.4g} {unit}"
+    return f"{seconds * 1e6:.4g} us"
+
+
+def _show_recording(facts: dict[str, Any]) -> None:
+    for key in (
+        "name",
+        "datatype",
+        "samples",
+        "channels",
+        "rate",
+        "frequency",
+        "duration",
+        "recorded",
+        "state",
+        "source",
+    ):
+        if facts.get(key) is not None:
+            _say(f"{key:<12}{facts[key]}")
+    table = Table("channel", "rms dBFS", "peak dBFS", "noise floor", "DC dBFS", "clipped", "NaN or inf")
+    for row in facts["levels"]:
+        values = [row[key] for key in ("rms_dbfs", "peak_dbfs", "noise_floor_dbfs", "dc_dbfs")]
+        shown = ["-inf" if value is None else f"{value:.1f}" for value in values]
+        table.add_row(str(row["channel"]), *shown, str(row["clipped"]), str(row["nonfinite"]))
+    out.print(table)
+    for title in ("segments", "gaps", "annotations", "settings"):
+        lines = facts[title]
+        _say(f"{title}: {len(lines)}" if lines else f"{title}: none")
+        for line in lines[:20]:
+            _say(f"  {line}")
+        if len(lines) > 20:
+            _say(f"  ... and {len(lines) - 20} more: --json has all")
 
 
 def _say(line: str) -> None:

@@ -95,6 +95,7 @@ class Recording:
         segments: capture segments in order; equal neighbours are merged, as the specification asks.
         annotations: annotations in order.
         global_fields: global fields of the semair namespace, without prefix.
+        component: dtype of one real component in the file.
         frame_bytes: of one sample of all channels in the file.
         sha512: of the data file as recorded, lower case; None if not recorded.
     """
@@ -108,7 +109,7 @@ class Recording:
         _refuse_unreadable(meta_path, head)
         self.datatype: str = head.get(keys.DATATYPE_KEY, str, required=True)
         try:
-            self._component = component_dtype(self.datatype)
+            self.component = component_dtype(self.datatype)
         except ValueError as err:
             raise head.error(keys.DATATYPE_KEY, str(err)) from err
         self.n_channels: int = head.integer(keys.NUM_CHANNELS_KEY, minimum=1, default=1)
@@ -118,7 +119,7 @@ class Recording:
         sha512 = head.get(keys.SHA512_KEY, str)
         self.sha512: str | None = None if sha512 is None else sha512.lower()
         self.global_fields = unprefixed(head.fields)
-        self.frame_bytes = 2 * self._component.itemsize * self.n_channels
+        self.frame_bytes = 2 * self.component.itemsize * self.n_channels
         self.n_samples = self._count_samples(head)
         self.segments = self._read_segments()
         self.annotations = self._read_annotations()
@@ -220,7 +221,7 @@ class Recording:
             raise FieldError(self.data_path, "", "has shrunk since it was opened; restore it from a copy")
         if self._map is None:
             shape = (self.n_samples, self.n_channels, 2)
-            self._map = np.memmap(self.data_path, dtype=self._component, mode="r", shape=shape)
+            self._map = np.memmap(self.data_path, dtype=self.component, mode="r", shape=shape)
         stretch: np.ndarray = self._map[start : start + count]
         return stretch
 

@@ -143,7 +143,7 @@ def slots(fmt: FrameFormat) -> list[tuple[str, str, int, int]]:
 
 def frame_layout(fmt: FrameFormat, title: str) -> str:
     """One frame with its slots to scale."""
-    with _style():
+    with style():
         figure = _figure(10, 1.55)
         axes = figure.add_subplot()
         hatches = {"sync": "", "training": "////", "header": "..", "access slot": "", "noise slot": "xx"}
@@ -186,7 +186,7 @@ def frame_layout(fmt: FrameFormat, title: str) -> str:
 
 def error_over_length(series: Sequence[ErrorSeries], highlight: str, title: str) -> str:
     """Error probability over preamble length on a log scale; where no error was seen, the upper bound alone."""
-    with _style():
+    with style():
         figure = _figure(10, 4.4)
         axes = figure.add_subplot()
         step = min(np.diff(sorted({int(x) for s in series for x in s.lengths})), default=2)
@@ -237,7 +237,7 @@ def error_over_length(series: Sequence[ErrorSeries], highlight: str, title: str)
 
 def trade_offs(panels: Sequence[tuple[str, Sequence[TradeOff]]], title: str) -> str:
     """Miss against false-alarm rate, both logarithmic; rates of 0 are drawn on the edge of the plot."""
-    with _style():
+    with style():
         figure = _figure(10, 5)
         for place, (name, curves) in enumerate(panels):
             axes = figure.add_subplot(1, len(panels), place + 1)
@@ -296,7 +296,7 @@ def estimate_over_frames(
         title: for readers that do not see the figure.
         residual_label: of the differences; empty: the histogram shows the values.
     """
-    with _style():
+    with style():
         figure = _figure(10, 2.7)
         grid = figure.add_gridspec(1, 2, width_ratios=(2.6, 1))
         left, right = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
@@ -330,7 +330,7 @@ def estimate_over_frames(
 
 def levels_over_frames(frames: np.ndarray, snr_db: np.ndarray, noise_ratio_db: np.ndarray | None, title: str) -> str:
     """Beacon SNR, and noise estimate over its true value, over frames; both in dB."""
-    with _style():
+    with style():
         figure = _figure(10, 2.7)
         shown = [("beacon SNR per antenna, dB", snr_db, SERIES[0])]
         if noise_ratio_db is not None:
@@ -351,7 +351,7 @@ def levels_over_frames(frames: np.ndarray, snr_db: np.ndarray, noise_ratio_db: n
 
 def constellation(symbols: np.ndarray, title: str) -> str:
     """Equalised BPSK symbols, complex (any shape), with the two sent values."""
-    with _style():
+    with style():
         figure = _figure(5, 4.2)
         axes = figure.add_subplot()
         flat = symbols.reshape(-1)
@@ -396,7 +396,7 @@ def spectrogram(
     ms = 1e3 / fmt.sample_rate_hz
     left, right = begin * ms, (begin + len(samples)) * ms
     half_khz = fmt.sample_rate_hz / 2e3
-    with _style():
+    with style():
         figure = _figure(10, 4.2)
         grid = figure.add_gridspec(2, 2, height_ratios=(0.09, 1), width_ratios=(1, 0.016), hspace=0.02)
         strip, axes, bar = (figure.add_subplot(grid[at]) for at in ((0, 0), (1, 0), (1, 1)))
@@ -448,7 +448,7 @@ def power_over_time(samples: np.ndarray, before: int, fmt: FrameFormat, title: s
     """
     window = 16
     ms = 1e3 / fmt.sample_rate_hz
-    with _style():
+    with style():
         figure = _figure(10, 3.2)
         axes = figure.add_subplot()
         seen = set()
@@ -496,7 +496,7 @@ def power_over_time(samples: np.ndarray, before: int, fmt: FrameFormat, title: s
 
 def antenna_levels(rms_db: np.ndarray, peak_db: np.ndarray, title: str) -> str:
     """Root mean square and peak per antenna under full scale; float, (antennas,), dBFS."""
-    with _style():
+    with style():
         figure = _figure(5, max(2.4, min(8.0, 1.3 + 0.34 * len(rms_db))))
         axes = figure.add_subplot()
         at = np.arange(len(rms_db))
@@ -523,7 +523,7 @@ def activity_map(frames: np.ndarray, lengths: np.ndarray, sent: np.ndarray, deci
         decided: bool, (row, user).
         title: for readers that do not see the figure.
     """
-    with _style():
+    with style():
         figure = _figure(10, float(np.clip(1.2 + 0.034 * sent.shape[1], 2.2, 6.2)))
         axes = figure.add_subplot()
         size = float(np.clip(450 / max(sent.shape[1], len(frames)), 1.4, 6))
@@ -561,7 +561,7 @@ def activity_map(frames: np.ndarray, lengths: np.ndarray, sent: np.ndarray, deci
 
 def latency_histograms(stages: Mapping[str, np.ndarray], title: str) -> str:
     """Histogram per stage on a common logarithmic time axis, with median and 99th percentile."""
-    with _style():
+    with style():
         figure = _figure(10, 0.75 + 0.72 * len(stages))
         floor = 1e-3
         everything = np.maximum(np.concatenate(list(stages.values())), floor)
@@ -586,7 +586,8 @@ def latency_histograms(stages: Mapping[str, np.ndarray], title: str) -> str:
         return _svg(figure, title)
 
 
-def _style() -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
+    """The look that all figures share."""
     return mpl.rc_context(_STYLE)
 
 
