@@ -651,9 +651,8 @@ def capture_ls(
         print(json.dumps(listed))
         return
     table = Table(box=None, pad_edge=False)
-    for title in ("date", "run", "recording", "rate", "ch", "duration", "gaps", "SNR"):
-        table.add_column(title, no_wrap=title != "recording", overflow="fold" if title == "recording" else "ellipsis")
-    table.add_column("labels", no_wrap=True, overflow="ellipsis")
+    for title in ("date", "run", "recording", "rate", "ch", "duration", "gaps", "SNR", "labels"):
+        table.add_column(title, no_wrap=title not in ("run", "recording", "labels"), overflow="fold")
     for row in listed:
         date = row["date"][:16].replace("T", " ") + ("" if row["date_from"] == "recording" else "~")
         cells = [date, escape(row["run"]), escape(row["name"])]
@@ -672,7 +671,7 @@ def capture_ls(
             "" if row["snr_db"] is None else f"{row['snr_db']:.1f} dB",
             " ".join(marks),
         )
-    out.print(table, width=None if out.is_terminal else 200)
+    (out if out.is_terminal else Console(width=200)).print(table)
     _say(f"{len(listed)} recordings (~: date of the file; gaps: number and lost samples)")
     for row in listed:
         if row["problem"]:
@@ -956,7 +955,8 @@ def _show_playback(played: dict[str, Any]) -> None:
     elif played["skipped_samples"]:
         out.print(f"not played  {played['skipped_samples']} samples outside whole frames")
     if played["recorded_gaps"] and played["gaps"] in ("splice", "zero"):
-        out.print(f"[yellow]gaps        {played['recorded_gaps']}, {{"splice": "spliced", "zero": "filled with zeros"}[played["gaps"]]}[/]")
+        done = "spliced" if played["gaps"] == "splice" else "filled with zeros"
+        out.print(f"[yellow]gaps        {played['recorded_gaps']}, {done}[/]")
     if played["rate_hz"] != played["recorded_rate_hz"]:
         out.print(f"resampled   {played['recorded_rate_hz']:.10g} to {played['rate_hz']:.10g} Hz")
 
