@@ -180,6 +180,15 @@ def _warnings(run: Run) -> list[str]:
         said.append(f"Interrupted by the user{asked}.")
     if run.is_replay and run.live is None:
         said.append("The folder of the run that was replayed is gone, and with it the truth and the recording.")
+    replayed = run.live_info.get("channel_replay")
+    if replayed:
+        said.append(
+            f"Channel replay: the air is that of recording {replayed['recording']} ({replayed['recorded_links']} links "
+            f"of {replayed['recorded_users']} users, estimated with an error of "
+            f"{number(replayed['estimation_error_db'])} dB), at its SNR of {number(replayed['cell_snr_db'])} dB per "
+            f"user, antenna and subcarrier. Users are {replayed['mapping']}, carrier offsets {replayed['cfo']}, "
+            f"timing {replayed['timing']}; noise is {replayed['noise']}."
+        )
     for name, count in flagged(run.decisions).items():
         said.append(
             f"{count_text(count)} of {count_text(len(run.decisions))} slots: {engines.Flag[name.upper()].meaning}."
@@ -252,6 +261,8 @@ def _channel_rows(channel: BaseModel) -> list[tuple[str, str, str]]:
     names = [name for name in type(channel).model_fields if name in ("kind", "doppler_hz", "delay_spread_s", "redraw")]
     if kind == "none":
         names = ["kind"]
+    elif kind == "recorded":
+        names = ["kind", "recording"]
     elif kind == "rayleigh":
         names = [name for name in type(channel).model_fields if name in (*names, "n_taps")]
     elif kind == "clustered":

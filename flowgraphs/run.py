@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..blocks.playback import Playback, PlayOptions
 from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.waveforms.access import access_burst
+from ..blocks.waveforms.recorded_channel import RecordedChannel
 from ..captures.collection import write_collection
+from ..captures.reader import Recording
 from ..captures.writer import RecordingWriter
 from ..errors import ModelError, RecordingError, ReplayMismatch, ScenarioError, StorageError
 from ..hardware.discover import backend
@@ -21,6 +24,7 @@ from ..hardware.radio import Link, Radio, Settings
 from ..hardware.replay import ReplayRadio
 from ..models.uad import detectors
 from ..models.uad.detectors.base import Detector
+from .channel_replay import recorded_channel
 from .execute import execute
 from .metrics import run_metrics
 from .random_access import RandomAccess, tail_samples
@@ -37,7 +41,7 @@ from .runfolder import (
     truth_dtype,
     unpack_users,
 )
-from .scenario import Scenario, scenario_dict
+from .scenario import Scenario, parse_scenario, scenario_dict
 
 KEPT_SNAPSHOTS = 2000
 KEPT_CONSTELLATIONS = 64
@@ -94,6 +98,7 @@ class ReplayResult:
         air_s: duration of the recording.
         wall_s: duration of the replay.
         interrupted: ended by Ctrl-C.
+        playback: how the recording was played.
     """
 
     folder: RunFolder
@@ -105,6 +110,7 @@ class ReplayResult:
     air_s: float
     wall_s: float
     interrupted: bool
+    playback: dict[str, Any]
 
 
 def make_link(scenario: Scenario) -> Link:
@@ -125,9 +131,12 @@ def make_link(scenario: Scenario) -> Link:
     )
 
 
-def make_radio(scenario: Scenario) -> Radio:
-    """The radio that a scenario asks for, not yet configured."""
-    return backend(scenario.radio.kind).open(scenario.radio.address, make_link(scenario))
+def make_radio(scenario: Scenario, recorded: RecordedChannel | None = None) -> Radio:
+    """The radio that a scenario asks for, not yet configured; a recorded channel is read, unless it is given."""
+    if scenario.channel.kind == "recorded" and recorded is None:
+        recorded, _ = recorded_channel(scenario)
+    link = replace(make_link(scenario), recorded=recorded)
+    return backend(scenario.radio.kind).open(scenario.radio.address, link)
 
 
 def requested_settings(scenario: Scenario) -> Settings:
@@ -252,7 +261,8 @@ def run_random_access(
     if not (record or receive):
         raise ScenarioError("nothing to do: a run records, receives, or both")
     detector = make_detector(scenario)
-    radio = make_radio(scenario)
+    recorded, replayed = recorded_channel(scenario) if scenario.channel.kind == "recorded" else (None, None)
+    radio = make_radio(scenario, recorded)
     requested = requested_settings(scenario)
     actual = radio.configure(requested)
     truth = radio.truth()
@@ -276,6 +286,8 @@ def run_random_access(
             "truth": truth.as_dict() if truth else {},
         },
     }
+    if replayed is not None:
+        run["channel_replay"] = replayed
     run_folder.write_json(run_folder.run_json, run)
     with ExitStack() as stack:
         logs = _Logs(run_folder, scenario, stack, arrival)
@@ -318,6 +330,8 @@ def run_random_access(
         "wall_s": wall_s,
     }
     metrics = run_metrics(run_folder, scenario, counts)
+    if replayed is not None:
+        metrics |= {"kind": "channel-replay", "channel_replay": replayed}
     run_folder.write_json(run_folder.metrics, metrics)
     return RunResult(run_folder, metrics, interrupted)
 
@@ -327,6 +341,8 @@ def replay_run(
     *,
     detector: str | None = None,
     options: dict[str, Any] | None = None,
+    play: PlayOptions | None = None,
+    speed: float | None = None,
     on_progress: OnProgress | None = None,
     until_frames: int | None = None,
 ) -> ReplayResult:
@@ -337,6 +353,10 @@ def replay_run(
         detector: another detector than the run's. None, or the run's own without options: the same, with the
             options it had, whose decisions must come out bit for bit.
         options: of that detector.
+        play: how to play the recording; None: all of it as it was recorded. Fewer channels are fewer antennas. Turns
+            are of whole frames, found by the run's own decisions unless frames are given. Decisions are compared
+            with the live ones only where nothing was asked for.
+        speed: of the host's clock; 1 is real time. None: as fast as it goes.
         on_progress: called about twenty times a second.
         until_frames: stop after so many decisions; None: the whole recording.
 
@@ -356,21 +376,142 @@ def replay_run(
     live_run = live_folder.read_json(live_folder.run_json)
     live_name = str(live_run["detector"])
     same = detector is None or (detector == live_name and not options)
+    play, as_it_was = play or PlayOptions(), play in (None, PlayOptions())
+    scenario = _with_antennas(scenario, play)
     engine = make_detector(scenario) if same else make_detector(scenario, detector, options)
-    if same and live_run.get("detector_facts", engine.describe()) != engine.describe():
+    if same and as_it_was and live_run.get("detector_facts", engine.describe()) != engine.describe():
         raise ModelError(
             f"{folder}: detector {live_name} is no longer what it was in the run: {live_run['detector_facts']} then, "
             f"{engine.describe()} now; bring the run's weights back, or name a detector with --detector"
         )
-    radio = ReplayRadio.open(str(live_folder.recording), make_link(scenario))
+    if play.turns > 1 and play.frame_samples is None:
+        play = replace(
+            play, frame_samples=scenario.frame.frame_samples, frame_start=_first_frame(live_folder, scenario)
+        )
+    name = "same" if same and as_it_was else engine.name
+    replay_folder = live_folder.replay(name if as_it_was else f"{name}-{_play_name(play)}")
+    live_rows = live_folder.rows(live_folder.decisions)
+    driven = _drive(
+        replay_folder,
+        str(live_folder.recording),
+        scenario,
+        engine,
+        scenario.detector.options if same else options or {},
+        play,
+        speed=speed,
+        expected=len(live_rows) if as_it_was else None,
+        on_progress=on_progress,
+        until_frames=until_frames,
+    )
+    # A run that was interrupted or killed may have decided on samples that never reached the disk.
+    held = live_rows["sample_time"] + scenario.frame.used_samples <= driven.playback.end_ticks
+    live_rows = live_rows[held] if as_it_was else live_rows[:0]
+    rows = replay_folder.rows(replay_folder.decisions)
+    equal, extra, different = compare_decisions(live_rows, rows)
+    # Turns repeat frames, but truth holds each once.
+    truth_folder = live_folder if play.turns == 1 else None
+    metrics = run_metrics(replay_folder, scenario, driven.counts, truth_folder=truth_folder)
+    replay_folder.write_json(replay_folder.metrics, metrics)
+    result = driven.result(metrics, engine.name, len(live_rows), equal if same and as_it_was else None, extra)
+    if same and equal < len(live_rows) and not result.interrupted and until_frames is None:
+        raise ReplayMismatch(
+            f"{folder}: {len(live_rows) - equal} of {len(live_rows)} decisions were not reproduced "
+            f"(first: frame {different[0]}); the recording was altered, or the software or its libraries changed "
+            "since the run (compare versions in run.json)"
+        )
+    return result
+
+
+def replay_recording(
+    path: Path,
+    scenario: Scenario,
+    folder: Path,
+    *,
+    play: PlayOptions | None = None,
+    any_frequency: bool = False,
+    speed: float | None = None,
+    overwrite: bool = False,
+    on_progress: OnProgress | None = None,
+) -> ReplayResult:
+    """Drive a scenario's receiver with any recording that fits it.
+
+    Args:
+        path: of the recording.
+        scenario: numerology, preambles, synchronisation, detector.
+        folder: to leave the decisions in.
+        play: how to play the recording; None: all of it as it was recorded.
+        any_frequency: whatever its centre frequency is.
+        speed: of the host's clock; 1 is real time. None: as fast as it goes.
+        overwrite: replace an earlier run in this folder.
+        on_progress: called about twenty times a second.
+
+    Returns:
+        Metrics without truth, which a recording does not hold.
+
+    Raises:
+        RadioError: sample rate, centre frequency or number of channels are others than the scenario's.
+        SemairError: anything else a user can mend.
+    """
+    play = play or PlayOptions()
+    if play.turns > 1 and play.frame_samples is None:
+        raise ScenarioError(
+            f"loop={play.turns}: nothing tells where frames begin in {path}; give it with frame_start, and "
+            f"frame_samples={scenario.frame.frame_samples}, those of scenario {scenario.name}"
+        )
+    engine = make_detector(scenario)
+    run_folder = RunFolder(folder)
+    options = scenario.detector.options
+    # Refused before a folder is made.
+    radio = ReplayRadio.open(str(path), make_link(scenario), play, any_frequency)
+    radio.configure(requested_settings(scenario))
+    run_folder.create(overwrite)
+    driven = _drive(
+        run_folder, str(path), scenario, engine, options, play, any_frequency, speed, on_progress=on_progress
+    )
+    metrics = run_metrics(run_folder, scenario, driven.counts)
+    run_folder.write_json(run_folder.metrics, metrics)
+    return driven.result(metrics, engine.name, 0, None, len(run_folder.rows(run_folder.decisions)))
+
+
+@dataclass(frozen=True)
+class _Driven:
+    """A receiver that was driven with a recording."""
+
+    folder: RunFolder
+    playback: Playback
+    counts: dict[str, Any]
+
+    def result(self, metrics: dict[str, Any], detector: str, live: int, equal: int | None, extra: int) -> ReplayResult:
+        air_s = self.playback.n_samples / self.playback.rate_hz
+        wall_s, interrupted = self.counts["wall_s"], self.counts["interrupted"]
+        played = self.playback.as_dict()
+        return ReplayResult(self.folder, metrics, detector, live, equal, extra, air_s, wall_s, interrupted, played)
+
+
+def _drive(
+    folder: RunFolder,
+    recording: str,
+    scenario: Scenario,
+    engine: Detector,
+    options: dict[str, Any],
+    play: PlayOptions,
+    any_frequency: bool = False,
+    speed: float | None = None,
+    *,
+    expected: int | None = None,
+    on_progress: OnProgress | None = None,
+    until_frames: int | None = None,
+) -> _Driven:
+    """Play a recording into a scenario's receiver, and leave run.json and tables in a folder, which is emptied."""
+    radio = ReplayRadio.open(recording, make_link(scenario), play, any_frequency, speed)
     actual = radio.configure(requested_settings(scenario))
-    replay_folder = live_folder.replay("same" if same else engine.name)
-    if replay_folder.path.is_dir():
-        for item in replay_folder.path.iterdir():
+    playback = radio.source().playback
+    if folder.path.is_dir():
+        for item in folder.path.iterdir():
             item.unlink()
-    replay_folder.path.mkdir(parents=True, exist_ok=True)
-    replay_folder.write_json(
-        replay_folder.run_json,
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_json(
+        folder.run_json,
         {
             "format": 1,
             "kind": "random-access replay",
@@ -378,13 +519,13 @@ def replay_run(
             "scenario": scenario_dict(scenario),
             "detector": engine.name,
             "detector_facts": engine.describe(),
-            "options": scenario.detector.options if same else options or {},
+            "options": options,
             "radio": {"kind": radio.kind, "actual": actual.as_dict(), "facts": radio.facts()},
         },
     )
     with ExitStack() as stack:
-        logs = _Logs(replay_folder, scenario, stack, None)
-        logs.progress.expected = len(live_folder.rows(live_folder.decisions))
+        logs = _Logs(folder, scenario, stack, None)
+        logs.progress.expected = expected
         flowgraph = RandomAccess(
             scenario,
             radio,
@@ -401,33 +542,44 @@ def replay_run(
         )
         wall_s = time.monotonic() - begin
         logs.finish()
-    counts = {**_receiver_counts(flowgraph), "interrupted": interrupted, "wall_s": wall_s}
-    live_rows = live_folder.rows(live_folder.decisions)
-    # A run that was interrupted or killed may have decided on samples that never reached the disk.
-    held = live_rows["sample_time"] + scenario.frame.used_samples <= flowgraph.source.end_time_samples
-    live_rows = live_rows[held]
-    rows = replay_folder.rows(replay_folder.decisions)
-    equal, extra, different = compare_decisions(live_rows, rows)
-    metrics = run_metrics(replay_folder, scenario, counts, truth_folder=live_folder)
-    replay_folder.write_json(replay_folder.metrics, metrics)
-    result = ReplayResult(
-        replay_folder,
-        metrics,
-        engine.name,
-        len(live_rows),
-        equal if same else None,
-        extra,
-        radio.recording.n_samples / scenario.frame.sample_rate_hz,
-        wall_s,
-        interrupted,
-    )
-    if same and equal < len(live_rows) and not interrupted and until_frames is None:
-        raise ReplayMismatch(
-            f"{folder}: {len(live_rows) - equal} of {len(live_rows)} decisions were not reproduced "
-            f"(first: frame {different[0]}); the recording was altered, or the software or its libraries changed "
-            "since the run (compare versions in run.json)"
+    return _Driven(folder, playback, {**_receiver_counts(flowgraph), "interrupted": interrupted, "wall_s": wall_s})
+
+
+def _with_antennas(scenario: Scenario, play: PlayOptions) -> Scenario:
+    """The scenario with as many antennas as channels are played."""
+    if play.channels is None:
+        return scenario
+    plain = scenario_dict(scenario)
+    plain["radio"]["n_antennas"] = len(play.channels)
+    return parse_scenario(plain, f"channels={list(play.channels)}")
+
+
+def _first_frame(folder: RunFolder, scenario: Scenario) -> int:
+    """Place in the recording at which the first frame begins that the run heard."""
+    rows = folder.rows(folder.decisions)
+    place = None
+    if len(rows):
+        place = Playback(Recording.open(folder.recording)).place_at(int(rows["sample_time"].min()))
+    if place is None:
+        raise RecordingError(
+            f"{folder.path}: the run decided on no frame of its recording, so nothing tells where frames begin; give "
+            f"it with frame_start, and frame_samples={scenario.frame.frame_samples}"
         )
-    return result
+    return place
+
+
+def _play_name(play: PlayOptions) -> str:
+    """What a replay played, for the name of its folder."""
+    parts = [play.gaps]
+    if play.channels is not None:
+        parts.append("ch" + "-".join(map(str, play.channels)))
+    if play.rate_hz is not None:
+        parts.append(f"{play.rate_hz:.0f}Hz")
+    if play.frame_samples is not None:
+        parts.append(f"{play.turns}x{play.frame_samples}from{play.frame_start}")
+    if play.max_samples is not None:
+        parts.append(f"to{play.max_samples}")
+    return "-".join(parts)
 
 
 def compare_decisions(live: np.ndarray, replayed: np.ndarray) -> tuple[int, int, list[int]]:

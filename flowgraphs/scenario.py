@@ -85,6 +85,25 @@ class DetectorSection(_Section):
     options: dict[str, Any] = Field({}, description="options of this detector")
 
 
+class ChannelReplay(_Section):
+    """How a recorded channel (`channel.kind = "recorded"`) is met by new transmissions."""
+
+    mapping: Literal["drawn", "recorded"] = Field(
+        "drawn",
+        description="drawn: users meet recorded users, and in every frame one of their links, at random; "
+        "recorded: equal numbers meet again wherever they were recorded",
+    )
+    reuse: bool = Field(False, description="let several users meet the channels of the same recorded one")
+    cfo: Literal["keep", "remove"] = Field("keep", description="carrier offsets of the recording")
+    timing: Literal["keep", "remove"] = Field("keep", description="sampling offset and users' timing of the recording")
+    snr_backoff_db: float = Field(
+        0.0, ge=0, le=60, description="lower the recorded SNR by this; a higher one was not recorded"
+    )
+    max_error_db: float = Field(
+        -8.0, ge=-40, le=-1, description="links whose expected estimation error over their power is larger are left out"
+    )
+
+
 class Scenario(_Section):
     """One experiment of random access."""
 
@@ -100,6 +119,7 @@ class Scenario(_Section):
     radio: RadioSection = RadioSection()
     channel: ChannelConfig = ChannelConfig()
     beacon_channel: ChannelConfig = ChannelConfig()
+    channel_replay: ChannelReplay = ChannelReplay()
     impairments: Impairments = Impairments()
     sync: Sync = Sync()
     detector: DetectorSection = DetectorSection()
@@ -134,6 +154,15 @@ class Scenario(_Section):
             raise ValueError(
                 f"sync.max_cfo_ppm={self.sync.max_cfo_ppm:g} of radio.frequency_hz={self.radio.frequency_hz:g} is "
                 f"{self.max_cfo_hz:g} Hz; allowed is half of frame.sample_rate_hz={self.frame.sample_rate_hz:g}"
+            )
+        if self.beacon_channel.kind == "recorded":
+            raise ValueError(
+                "beacon_channel.kind='recorded': the beacon's channel comes with channel.kind='recorded'; leave it out"
+            )
+        if self.channel.kind == "recorded" and self.radio.kind != "loopback":
+            raise ValueError(
+                f"channel.kind='recorded' with radio.kind={self.radio.kind!r}: only the loopback radio has an air to "
+                "replace"
             )
         for name, channel in (("channel", self.channel), ("beacon_channel", self.beacon_channel)):
             if channel.kind == "clustered":

@@ -9,6 +9,7 @@ from ..blocks.channel_emulator import ChannelEmulator
 from ..blocks.waveforms.air import Air
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
+from ..blocks.waveforms.recorded_channel import RecordedChannel
 from ..errors import RadioError
 from ..models.channels import ChannelConfig
 from .radio import Capabilities, Link, Radio, RadioInfo, Settings, Truth
@@ -34,6 +35,7 @@ class LoopbackRadio(Radio):
         losses: (sample, count) pairs of samples that vanish, as in an overflow.
         seed: of channel, impairments and noise.
         with_users: wait for one message of users' bursts per frame.
+        recorded: measured air, see `Air`; goes with a channel of kind "recorded".
     """
 
     kind = "loopback"
@@ -53,6 +55,7 @@ class LoopbackRadio(Radio):
         losses: Sequence[tuple[int, int]] = (),
         seed: int = 0,
         with_users: bool = True,
+        recorded: RecordedChannel | None = None,
     ) -> None:
         self._frame_format = frame_format
         self._losses = tuple(losses)
@@ -69,6 +72,7 @@ class LoopbackRadio(Radio):
             "expected_power": expected_power,
             "user_power_spread_db": user_power_spread_db,
             "seed": seed,
+            "recorded": recorded,
         }
         self.air: Air | None = None
         self.capabilities = Capabilities(
@@ -99,6 +103,7 @@ class LoopbackRadio(Radio):
             user_power_spread_db=link.user_power_spread_db,
             losses=link.losses,
             seed=link.seed,
+            recorded=link.recorded,
         )
 
     @classmethod

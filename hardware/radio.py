@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
+from ..blocks.waveforms.recorded_channel import RecordedChannel
 from ..models.channels import ChannelConfig
 
 
@@ -85,6 +86,7 @@ class Link:
         user_power_spread_db: the users' received powers lie uniformly within plus or minus this.
         losses: (sample, count) pairs of samples that vanish, as in an overflow.
         seed: of channel, impairments and noise.
+        recorded: measured air in the place of the drawn one.
     """
 
     frame_format: FrameFormat
@@ -99,6 +101,7 @@ class Link:
     user_power_spread_db: float = 0.0
     losses: Sequence[tuple[int, int]] = ()
     seed: int = 0
+    recorded: RecordedChannel | None = None
 
 
 class Truth(Protocol):

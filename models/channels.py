@@ -30,12 +30,14 @@ class ChannelConfig(BaseModel):
     "none" is a wire: one path, gain 1 on every antenna. "rayleigh" is a tapped delay line with an exponential
     power-delay profile, independent and identically distributed over antennas. "clustered" is a geometric
     channel in the manner of 3GPP TR 38.901 section 7.5: clusters of rays with their own delay, power and
-    angle of arrival at a uniform array with half a wavelength between elements.
+    angle of arrival at a uniform array with half a wavelength between elements. "recorded" has no statistics: its
+    realisations come from a recording.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["none", "rayleigh", "clustered"] = Field(default="none", description="family of channels")
+    kind: Literal["none", "rayleigh", "clustered", "recorded"] = Field(default="none", description="family of channels")
+    recording: str | None = Field(default=None, description="of a recorded channel: its file")
     delay_spread_s: float = Field(default=0.0, ge=0, le=1e-3, description="rms delay spread; 0 is frequency-flat")
     n_taps: int = Field(default=8, ge=1, le=64, description="taps of a rayleigh channel that has a delay spread")
     doppler_hz: float = Field(default=0.0, ge=0, le=1e5, description="maximum Doppler shift, speed over wavelength")
@@ -78,11 +80,16 @@ class ChannelConfig(BaseModel):
                 f"cluster_spread_deg={self.cluster_spread_deg} is part of angle_spread_deg="
                 f"{self.angle_spread_deg} and cannot exceed it; lower it or raise angle_spread_deg"
             )
+        if (self.kind == "recorded") != (self.recording is not None):
+            raise ValueError(
+                f"kind={self.kind!r} with recording={self.recording!r}: kind 'recorded' needs the path of a channel "
+                "recording, and no other kind has one"
+            )
         if self.array_shape is not None and min(self.array_shape) < 1:
             raise ValueError(f"array_shape={self.array_shape} needs at least one row and one column")
-        if self.kind == "none" and (self.delay_spread_s or self.doppler_hz):
+        if self.kind in ("none", "recorded") and (self.delay_spread_s or self.doppler_hz):
             raise ValueError(
-                f"kind='none' has neither delay_spread_s={self.delay_spread_s} nor "
+                f"kind={self.kind!r} has neither delay_spread_s={self.delay_spread_s} nor "
                 f"doppler_hz={self.doppler_hz}; set them to 0, or choose kind 'rayleigh' or 'clustered'"
             )
         return self
@@ -90,8 +97,8 @@ class ChannelConfig(BaseModel):
     @property
     def max_delay_s(self) -> float:
         """Longest delay that a realisation can have."""
-        longest = {"none": 0.0, "rayleigh": 1.0, "clustered": _DELAY_PROPORTIONALITY}
-        return _MAX_SPREADS * longest[self.kind] * self.delay_spread_s
+        longest = {"rayleigh": 1.0, "clustered": _DELAY_PROPORTIONALITY}
+        return _MAX_SPREADS * longest.get(self.kind, 0.0) * self.delay_spread_s
 
 
 @dataclass(frozen=True)
@@ -150,8 +157,10 @@ def draw_paths(config: ChannelConfig, n_antennas: int, rng: np.random.Generator)
         Rays with E|H_a|^2 = 1 for every antenna a.
 
     Raises:
-        ValueError: `config.array_shape` does not have `n_antennas` elements.
+        ValueError: `config.array_shape` does not have `n_antennas` elements, or the channel is a recorded one.
     """
+    if config.kind == "recorded":
+        raise ValueError("kind='recorded': its realisations are read from the recording, and never drawn")
     if n_antennas < 1:
         raise ValueError(f"n_antennas={n_antennas} must be at least 1")
     if config.kind == "none":

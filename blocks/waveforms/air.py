@@ -36,11 +36,23 @@ from .impairments import (
     phase_steps,
     turn,
 )
+from .recorded_channel import RecordedChannel
 
 # Streams of randomness: every draw is addressed by stream and by what it belongs to, never by order of calls.
 _RADIO, _USERS, _BEACON_CHANNEL, _USER_CHANNEL, _BEACON_PHASE, _USER_PHASE, _RECEIVER_PHASE, _NOISE = range(8)
 
 _NO_STEPS = np.empty(0, dtype=np.float32)
+
+# What a recorded channel brings along, and must not be met a second time.
+_HELD_BY_RECORDING = {
+    "cfo_ppm": 0.0,
+    "sampling_offset_ppm": None,
+    "user_cfo_hz": 0.0,
+    "user_timing_samples": 0.0,
+    "chain_phase": False,
+    "chain_delay_samples": 0.0,
+    "chain_gain_db": 0.0,
+}
 
 _MAX_DELAY_STEP_SAMPLES = 1 / 2048
 _MAX_DOPPLER_STEP_RAD = 0.02
@@ -126,6 +138,11 @@ class Air:
     The beacon's channel is one realisation for the whole run, which moves with its Doppler shift; its
     `redraw` is not looked at, since the beacon is one unbroken stream.
 
+    A recorded channel takes the place of all draws it holds: paths and offsets of the users and of the beacon,
+    which gets another one in every frame, powers, gains and noise of the chains, and the clocks. Signals then have
+    the units of the recording, the gain before the converter is 1, and of the impairments only start delay, phase
+    noise, IQ imbalance, DC and the converter's bits are applied.
+
     Attributes:
         truth: what was drawn.
         gain: amplitude gain before the converter; 1 without converter.
@@ -150,6 +167,7 @@ class Air:
         expected_power: float = 1.0,
         latency_samples: int | None = None,
         block_samples: int = 4096,
+        recorded: RecordedChannel | None = None,
     ) -> None:
         """Draw everything that stays for the run.
 
@@ -167,6 +185,8 @@ class Air:
             expected_power: mean power per antenna of what is received while somebody sends, for the gain.
             latency_samples: delay of the emulation; None for the least that lasts one hour.
             block_samples: grid of the processing.
+            recorded: channels that were measured, for `channel`, `beacon_channel`, `noise_power` and the user's
+                powers; given if and only if `channel.kind` is "recorded".
 
         Raises:
             ValueError: a value is out of range.
@@ -181,16 +201,30 @@ class Air:
         _check("expected_power", expected_power, expected_power > 0, "above 0")
         _check("block_samples", block_samples, block_samples >= 64, "64 or more")
         beacon_channel = beacon_channel or ChannelConfig()
+        if (channel.kind == "recorded") != (recorded is not None):
+            raise ValueError(
+                f"channel.kind={channel.kind!r} with recorded={recorded!r}: a recorded channel needs kind 'recorded', "
+                "and the other way round"
+            )
+        if recorded is not None:
+            _check("n_rx", n_rx, n_rx == recorded.n_antennas, f"{recorded.n_antennas}, as recorded")
+            _check("n_users", n_users, n_users == recorded.n_users, f"{recorded.n_users}, as assigned")
+            rate_hz = recorded.links.sample_rate_hz
+            _check("sample_rate_hz", sample_rate_hz, sample_rate_hz == rate_hz, f"{rate_hz:.10g}, as recorded")
+            beacon_channel, user_power_spread_db, noise_power = channel, 0.0, recorded.noise_power
+            impairments = impairments.model_copy(update=dict(_HELD_BY_RECORDING))
         for statistics in (channel, beacon_channel):
             if statistics.kind == "clustered":
                 checked_array_shape(statistics.array_shape, n_rx)
         self.sample_rate_hz, self.n_rx, self.n_users = float(sample_rate_hz), int(n_rx), int(n_users)
         self.block_samples = int(block_samples)
-        self._channel, self._impairments = channel, impairments
+        self._channel, self._impairments, self._recorded = channel, impairments, recorded
         self._random = _KeyedRandom(seed)
         self._seed = int(seed)
 
         sampling_offset = impairments.effective_sampling_offset_ppm * 1e-6
+        if recorded is not None:
+            sampling_offset = recorded.sampling_offset
         self._halo = 0
         if impairments.chain_delay_samples:
             self._halo = KERNEL_AFTER + 1 + math.ceil(impairments.chain_delay_samples)
@@ -201,6 +235,7 @@ class Air:
             or impairments.chain_delay_samples
             or channel.delay_spread_s
             or beacon_channel.delay_spread_s
+            or recorded is not None
         )
         # Reach of the interpolation around a signal; whole delays need none, and what is not yet known must
         # not even add zeros, since these could change the rounding of a sum.
@@ -209,6 +244,8 @@ class Air:
         self._margin = 0
         if not whole_delays:
             self._margin = self._ahead + 1 + self._halo + math.ceil(impairments.user_timing_samples)
+        if recorded is not None:
+            self._margin += max(0, math.ceil(-recorded.earliest_samples))
         if latency_samples is None:
             hour = max(0.0, sampling_offset) * sample_rate_hz * _DRIFT_ALLOWANCE_S
             latency_samples = self._margin + math.ceil(hour)
@@ -220,7 +257,7 @@ class Air:
         )
 
         gain = 1.0
-        if impairments.adc_bits is not None:
+        if impairments.adc_bits is not None and recorded is None:
             rms = math.sqrt(expected_power + noise_power)
             gain = float(db_to_amplitude(-impairments.full_scale_backoff_db)) / rms
         self.truth = self._draw_truth(
@@ -238,8 +275,9 @@ class Air:
         self._user_amplitude = db_to_amplitude(self.truth.user_gain_db)
         self._prepare_chains()
 
-        self._beacon_paths = draw_paths(beacon_channel, n_rx, self._random.at(_BEACON_CHANNEL))
-        self._beacon_delays = self._common_delay + self._beacon_paths.tap_delays_s * sample_rate_hz + np.zeros(1)
+        self._beacon_of: dict[int, Paths] = {}
+        if recorded is None:
+            self._beacon_of[0] = draw_paths(beacon_channel, n_rx, self._random.at(_BEACON_CHANNEL))
         self._beacon_piece = self._gain_piece(beacon_channel)
         self._user_piece = self._gain_piece(channel)
         self._lasting_paths: dict[int, Paths] = {}
@@ -292,7 +330,7 @@ class Air:
         turn(
             samples,
             padded[KERNEL_TAPS:-KERNEL_TAPS],
-            float(self.truth.user_cfo_hz[user]) / self.sample_rate_hz,
+            (self.truth.user_cfo_hz[user] + self._own_cfo_hz(user, frame)) / self.sample_rate_hz,
             start,
             self._phase_steps(samples.size, _USER_PHASE, user, start),
             amplitude=float(self._user_amplitude[user]),
@@ -351,8 +389,9 @@ class Air:
         Returns:
             (n_rx, freqs) complex128.
         """
-        paths, amplitude = self._beacon_paths, 1.0
-        if user is not None:
+        if user is None:
+            paths, amplitude = self._beacon_paths(frame), 1.0
+        else:
             paths, amplitude = self._paths(user, frame), float(self._user_amplitude[user])
         freqs_hz = np.asarray(freqs_hz, dtype=np.float64)
         multipath = frequency_response(paths, freqs_hz, sample / self.sample_rate_hz)
@@ -370,15 +409,19 @@ class Air:
         noise_power: float,
     ) -> Truth:
         # Every quantity has its own address, so that switching one effect on leaves the others as they were.
-        imp, at = self._impairments, self._random.at
+        imp, at, recorded = self._impairments, self._random.at, self._recorded
+        cfo_hz = imp.cfo_ppm * 1e-6 * centre_frequency_hz
+        chain_gain_db = imp.chain_gain_db * at(_RADIO, 3).standard_normal(self.n_rx)
+        if recorded is not None:
+            cfo_hz, chain_gain_db = recorded.cfo_hz, recorded.chain_gain_db
         return Truth(
             latency_samples=latency_samples,
             start_delay_samples=imp.start_delay_samples * float(at(_RADIO, 0).random()),
             sampling_offset=sampling_offset,
-            cfo_hz=imp.cfo_ppm * 1e-6 * centre_frequency_hz,
+            cfo_hz=cfo_hz,
             chain_phase_rad=imp.chain_phase * 2 * np.pi * at(_RADIO, 1).random(self.n_rx),
             chain_delay_samples=imp.chain_delay_samples * at(_RADIO, 2).uniform(-1, 1, self.n_rx),
-            chain_gain_db=imp.chain_gain_db * at(_RADIO, 3).standard_normal(self.n_rx),
+            chain_gain_db=chain_gain_db,
             user_cfo_hz=imp.user_cfo_hz * at(_USERS, 0).standard_normal(self.n_users),
             user_timing_samples=imp.user_timing_samples * at(_USERS, 1).uniform(-1, 1, self.n_users),
             user_gain_db=user_power_spread_db * at(_USERS, 2).uniform(-1, 1, self.n_users),
@@ -406,11 +449,41 @@ class Air:
         self._noise = np.zeros((self.n_rx, 2 * self.block_samples), dtype=np.float32)
 
     def _paths(self, user: int, frame: int) -> Paths:
+        if self._recorded is not None:
+            return self._recorded.user_paths(user, frame)
         if self._channel.redraw == "frame":
             return draw_paths(self._channel, self.n_rx, self._random.at(_USER_CHANNEL, user, 1 + frame))
         if user not in self._lasting_paths:
             self._lasting_paths[user] = draw_paths(self._channel, self.n_rx, self._random.at(_USER_CHANNEL, user, 0))
         return self._lasting_paths[user]
+
+    def _own_cfo_hz(self, user: int, frame: int) -> float:
+        """What a user's carrier offset was when its channel was recorded."""
+        return 0.0 if self._recorded is None else self._recorded.user_cfo_hz(user, frame)
+
+    def _beacon_paths(self, frame: int) -> Paths:
+        if self._recorded is None:
+            return self._beacon_of[0]
+        if frame not in self._beacon_of:
+            # A frame's beacon spans a few blocks, and is long past when the next but one begins.
+            self._beacon_of = {f: paths for f, paths in self._beacon_of.items() if f >= frame - 1}
+            self._beacon_of[frame] = self._recorded.beacon_paths(frame)
+        return self._beacon_of[frame]
+
+    def _frame_of(self, transmit_sample: int) -> int:
+        return 0 if self._recorded is None else max(transmit_sample, 0) // self._recorded.frame_samples
+
+    def _beacon_reach(self) -> tuple[float, float]:
+        """Least and largest delay that a tap of the beacon has in any frame, in samples."""
+        if self._recorded is None:
+            delays = self._beacon_delays(0)
+            return float(delays[0]), float(delays[-1])
+        least, most = self._recorded.beacon_reach_samples
+        return self._common_delay + least, self._common_delay + most
+
+    def _beacon_delays(self, frame: int) -> np.ndarray:
+        """Delays of the beacon's taps from transmit to receive timeline; float64, (taps,) in samples."""
+        return self._common_delay + self._beacon_paths(frame).tap_delays_s * self.sample_rate_hz + np.zeros(1)
 
     def _gain_piece(self, channel: ChannelConfig) -> int:
         """Samples over which the gains of a moving channel are held; 0 for a channel at rest."""
@@ -502,12 +575,15 @@ class Air:
             tx = turned
         # Followed by zeros that only columns without meaning for this block would touch.
         source = np.concatenate([self._past, tx, np.zeros(KERNEL_TAPS, dtype=np.complex64)])
-        width, drift, delays = body.shape[1], self.truth.sampling_offset, self._beacon_delays
-        reach = [d - drift * (m - d) for d in (delays[0], delays[-1]) for m in (first, first + width)]
+        width, drift = body.shape[1], self.truth.sampling_offset
+        least, most = self._beacon_reach()
+        reach = [d - drift * (m - d) for d in (least, most) for m in (first, first + width)]
         oldest = max(first - math.ceil(max(reach)) - KERNEL_TAPS - self._past_start, KERNEL_TAPS)
         newest = first + width - math.floor(min(reach)) + KERNEL_TAPS - self._past_start
         for begin, end in _sounding(source[oldest:newest]):
             low, high = oldest + begin, oldest + end
+            frame = self._frame_of(self._past_start + low)
+            delays = self._beacon_delays(frame)
             arrives = math.floor((self._past_start + low) / (1 + drift) + delays[0]) - self._ahead
             gone = math.ceil((self._past_start + high) / (1 + drift) + delays[-1]) + self._behind
             left, right = max(arrives - first, 0), min(gone - first, width)
@@ -525,7 +601,7 @@ class Air:
                 self._delay_piece,
             )
             columns = body[:, left:right]
-            self._add_paths(columns, rows, first + left, self._beacon_piece, [self._beacon_paths])
+            self._add_paths(columns, rows, first + left, self._beacon_piece, [self._beacon_paths(frame)])
         # The delay changes by far less than a block per block: what is older than this is never needed again.
         drop = max(0, first + self.block_samples - math.ceil(max(reach)) - 4 * KERNEL_TAPS - self._past_start)
         self._past = source[drop:-KERNEL_TAPS].copy()
