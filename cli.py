@@ -226,7 +226,7 @@ def replay(
         return
     if scenario is None and path.is_file():
         raise ScenarioError(
-            f"{path} is a file: give a run folder, a --scenario to receive it with, or a --reference to search for in it"
+            f"{path} is a file: give a run folder, a --scenario to receive it with, or a --reference to search in it"
         )
     if scenario is not None and path.is_dir() and (path / "run.json").is_file():
         raise ScenarioError(
@@ -969,20 +969,14 @@ def _duration(seconds: float) -> str:
 
 
 def _show_recording(facts: dict[str, Any]) -> None:
-    for key in (
-        "name",
-        "datatype",
-        "samples",
-        "channels",
-        "rate",
-        "frequency",
-        "duration",
-        "recorded",
-        "state",
-        "source",
-    ):
-        if facts.get(key) is not None:
-            _say(f"{key:<12}{facts[key]}")
+    for key, unit in (
+        ("name", ""), ("datatype", ""), ("samples", ""), ("channels", ""), ("rate_hz", " Hz"), ("frequency_hz", " Hz"),
+        ("duration_s", " s"), ("recorded", ""), ("state", ""), ("source", ""),
+    ):  # fmt: skip
+        value = facts[key]
+        if value is not None:
+            text = f"{value:.12g}" if isinstance(value, float) else value
+            _say(f"{key.rsplit('_', 1)[0] if unit else key:<12}{text}{unit}")
     table = Table("channel", "rms dBFS", "peak dBFS", "noise floor", "DC dBFS", "clipped", "NaN or inf")
     for row in facts["levels"]:
         values = [row[key] for key in ("rms_dbfs", "peak_dbfs", "noise_floor_dbfs", "dc_dbfs")]

@@ -51,11 +51,7 @@ class PlayOptions:
         if self.gaps not in get_args(Gaps):
             raise ScenarioError(f"gaps={self.gaps!r} is unknown; choose one of: {', '.join(get_args(Gaps))}")
         if self.turns < 1:
-            raise ScenarioError(f"turns={self.turns}: at least 1 turn must be played")
-        if self.turns > 1 and self.frame_samples is None:
-            raise ScenarioError(
-                f"turns={self.turns}: only whole frames are looped; give the samples of one frame (frame_samples)"
-            )
+            raise ScenarioError(f"turns={self.turns}: at least 1 turn of the loop must be played")
         if self.frame_samples is not None and self.frame_samples < 1:
             raise ScenarioError(f"frame_samples={self.frame_samples}: a frame has at least 1 sample")
         if self.frame_start < 0:
@@ -148,12 +144,17 @@ class Playback:
 
     Raises:
         ScenarioError: a channel is not there or named twice, the rates are in no ratio of whole numbers, or loops
-            would cross gaps.
+            would cross gaps or have no frames.
         RecordingError: no whole frame is there, or a gap cannot be filled.
     """
 
     def __init__(self, recording: Recording, options: PlayOptions | None = None) -> None:
         options = options or PlayOptions()
+        if options.turns > 1 and options.frame_samples is None:
+            raise ScenarioError(
+                f"{recording.name}: turns={options.turns} of a loop, which is of whole frames: give frame_samples, and "
+                "frame_start where one begins"
+            )
         self.recording = recording
         self.options = options
         self.channels = _checked_channels(recording, options.channels)
@@ -387,6 +388,17 @@ class Playback:
             assert after is not None
             return float(after)
         return float(start + place - self._inputs_before[k])
+
+    def place_at(self, ticks: int) -> int | None:
+        """Index in the file of the sample recorded at a time; None where none was, or where it is not played.
+
+        Args:
+            ticks: in sample periods of the recorded rate, as marks and time tags count.
+        """
+        for piece in self._pieces:
+            if piece.start is not None and piece.ticks <= ticks < piece.ticks + piece.count:
+                return piece.start + ticks - piece.ticks
+        return None
 
     def annotations(self) -> list[Annotation]:
         """The recording's annotations as they lie in the first turn of the played stream; those in it only."""

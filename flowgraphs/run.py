@@ -14,8 +14,9 @@ import numpy as np
 from ..blocks.playback import Playback, PlayOptions
 from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.waveforms.access import access_burst
+from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.recorded_channel import RecordedChannel
-from ..captures.collection import write_collection
+from ..captures.gaps import find_losses, mark_losses
 from ..captures.reader import Recording
 from ..captures.writer import RecordingWriter
 from ..errors import ModelError, RecordingError, ReplayMismatch, ScenarioError, StorageError
@@ -28,6 +29,7 @@ from .channel_replay import recorded_channel
 from .execute import execute
 from .metrics import run_metrics
 from .random_access import RandomAccess, tail_samples
+from .recording import RecorderWatch, common_fields, radio_fields, seal_run
 from .rowlog import RowLog
 from .runfolder import (
     DECISION_FIELDS,
@@ -57,6 +59,7 @@ class Progress:
         dropped: access slots dropped because samples were missing.
         wrong: wrong user decisions so far.
         expected: frames to come in all; None where unknown.
+        recorder: tells how the recording of the antennas goes; None where there is none.
     """
 
     sent: int = 0
@@ -64,6 +67,7 @@ class Progress:
     dropped: int = 0
     wrong: int = 0
     expected: int | None = None
+    recorder: RecorderWatch | None = None
 
 
 OnProgress = Callable[[Progress], None]
@@ -178,6 +182,7 @@ class _Logs:
         self.truth = None if arrival is None else stack.enter_context(RowLog(folder.truth, truth_dtype(self.n_users)))
         self._masks: dict[int, np.ndarray] = {}
         self._constellation: list[np.ndarray] = []
+        self.heard: list[tuple[int, float]] = []
         self._constellation_path = folder.constellation
 
     def on_truth(self, fields: dict[str, Any], _: np.ndarray) -> None:
@@ -212,6 +217,8 @@ class _Logs:
 
     def on_frame(self, fields: dict[str, Any], symbols: np.ndarray) -> None:
         """A beacon was heard."""
+        if not fields["counted"]:
+            self.heard.append((fields["frame"], fields["sample_time"] + fields["fraction"]))
         if len(self._constellation) < KEPT_CONSTELLATIONS:
             self._constellation.append(symbols)
 
@@ -238,6 +245,7 @@ def run_random_access(
     receive: bool = True,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
+    max_samples: int | None = None,
 ) -> RunResult:
     """Run the random-access link and leave a run folder.
 
@@ -249,6 +257,7 @@ def run_random_access(
         receive: synchronise and decide; without it the run only records, and a replay decides later.
         overwrite: replace an earlier run in this folder.
         on_progress: called about twenty times a second.
+        max_samples: end the run once so many samples per antenna are recorded; None: no limit.
 
     Returns:
         Folder, metrics, and whether Ctrl-C ended it.
@@ -292,7 +301,10 @@ def run_random_access(
     with ExitStack() as stack:
         logs = _Logs(run_folder, scenario, stack, arrival)
         logs.progress.expected = n_frames
-        sinks = _sinks(run_folder, scenario, radio, actual) if record else (None, None)
+        sinks = (None, None)
+        if record:
+            sinks = _sinks(run_folder, scenario, radio, requested, actual, max_samples)
+            logs.progress.recorder = RecorderWatch(sinks[0], max_samples)
         flowgraph = RandomAccess(
             scenario,
             radio,
@@ -315,14 +327,18 @@ def run_random_access(
                 flowgraph,
                 flowgraph.failure,
                 (lambda: on_progress(logs.progress)) if on_progress else None,
+                (lambda: recorded_samples(sinks[0]) >= max_samples) if max_samples is not None else None,
             )
         finally:
             wall_s = time.monotonic() - begin
             logs.finish()
     if record and run_folder.recording.is_file():
-        _write_users_waveforms(run_folder, scenario)
+        common = common_fields(radio, scenario)
+        if not radio.capabilities.has_hw_time:
+            mark_losses(run_folder.recording, find_losses(logs.heard, scenario.frame.frame_samples))
+        _write_users_waveforms(run_folder, scenario, common)
         names = {"bs-rx": RX_NAME, "tx-beacon": TX_BEACON_NAME, "tx-users": TX_USERS_NAME}
-        write_collection(folder, _collection_name(scenario), names, {})
+        seal_run(run_folder, names, scenario, common, complete=not interrupted)
     counts = {
         **(_receiver_counts(flowgraph) if receive else {}),
         **radio.counts(),
@@ -411,6 +427,9 @@ def replay_run(
     # Turns repeat frames, but truth holds each once.
     truth_folder = live_folder if play.turns == 1 else None
     metrics = run_metrics(replay_folder, scenario, driven.counts, truth_folder=truth_folder)
+    if play.gaps == "splice" and driven.playback.gaps:
+        # Spliced samples have not the times they had on the air.
+        metrics.pop("synchronisation", None)
     replay_folder.write_json(replay_folder.metrics, metrics)
     result = driven.result(metrics, engine.name, len(live_rows), equal if same and as_it_was else None, extra)
     if same and equal < len(live_rows) and not result.interrupted and until_frames is None:
@@ -453,11 +472,6 @@ def replay_recording(
         SemairError: anything else a user can mend.
     """
     play = play or PlayOptions()
-    if play.turns > 1 and play.frame_samples is None:
-        raise ScenarioError(
-            f"loop={play.turns}: nothing tells where frames begin in {path}; give it with frame_start, and "
-            f"frame_samples={scenario.frame.frame_samples}, those of scenario {scenario.name}"
-        )
     engine = make_detector(scenario)
     run_folder = RunFolder(folder)
     options = scenario.detector.options
@@ -570,7 +584,7 @@ def _first_frame(folder: RunFolder, scenario: Scenario) -> int:
 
 def _play_name(play: PlayOptions) -> str:
     """What a replay played, for the name of its folder."""
-    parts = [play.gaps]
+    parts: list[str] = [play.gaps]
     if play.channels is not None:
         parts.append("ch" + "-".join(map(str, play.channels)))
     if play.rate_hz is not None:
@@ -604,10 +618,6 @@ def _unknown_arrival(transmit_sample: float, user: int | None = None) -> float:
     return float("nan")
 
 
-def _collection_name(scenario: Scenario) -> str:
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in scenario.name)
-
-
 def _receiver_counts(flowgraph: RandomAccess) -> dict[str, Any]:
     synchroniser = flowgraph.synchroniser
     return {
@@ -621,8 +631,21 @@ def _receiver_counts(flowgraph: RandomAccess) -> dict[str, Any]:
     }
 
 
-def _sinks(folder: RunFolder, scenario: Scenario, radio: Radio, actual: Settings) -> tuple[SigmfSink, SigmfSink]:
-    common = {"path": radio.capabilities.path, "origin": "sim", "seed": scenario.seed}
+def recorded_samples(sink: SigmfSink | None) -> int:
+    """Samples per antenna that a sink has taken."""
+    return sink.writer.n_samples if sink is not None and sink.writer is not None else 0
+
+
+def _sinks(
+    folder: RunFolder,
+    scenario: Scenario,
+    radio: Radio,
+    requested: Settings,
+    actual: Settings,
+    max_samples: int | None,
+) -> tuple[SigmfSink, SigmfSink]:
+    common = common_fields(radio, scenario)
+    frame = scenario.frame
     receive = SigmfSink(
         folder.path,
         RX_NAME,
@@ -630,8 +653,11 @@ def _sinks(folder: RunFolder, scenario: Scenario, radio: Radio, actual: Settings
         actual.sample_rate_hz,
         actual.frequency_hz,
         radio.capabilities.datatype,
+        max_samples=max_samples,
+        frame_samples=None if radio.capabilities.has_hw_time else frame.frame_samples,
         description=f"base station antennas, scenario {scenario.name}",
-        global_fields={**common, "role": "bs-rx"},
+        global_fields={**common, "role": "bs-rx", "tx_recordings": [TX_BEACON_NAME, TX_USERS_NAME]},
+        **radio_fields(radio, requested, actual),
     )
     transmit = SigmfSink(
         folder.path,
@@ -640,13 +666,26 @@ def _sinks(folder: RunFolder, scenario: Scenario, radio: Radio, actual: Settings
         actual.sample_rate_hz,
         actual.frequency_hz,
         "cf32_le",
+        signal=_ofdm(frame, 2),
         description="transmitted beacon stream",
         global_fields={**common, "role": "tx-beacon"},
     )
     return receive, transmit
 
 
-def _write_users_waveforms(folder: RunFolder, scenario: Scenario) -> None:
+def _ofdm(frame: FrameFormat, order: int) -> dict[str, Any]:
+    """A transmitted waveform in the terms of SigMF's extension `signal`."""
+    return {
+        "type": "digital",
+        "mod_class": "psk",
+        "order": order,
+        "carrier_variant": "multi_carrier",
+        "multiplexing": "ofdm",
+        "channel_bw": frame.n_used * frame.subcarrier_spacing_hz,
+    }
+
+
+def _write_users_waveforms(folder: RunFolder, scenario: Scenario, common: dict[str, Any]) -> None:
     """Every burst that occurred, once per user and length, annotated; truth.npy says when each was sent."""
     truth = folder.rows(folder.truth)
     active = unpack_users(truth["active"], scenario.users.n_users)
@@ -659,14 +698,15 @@ def _write_users_waveforms(folder: RunFolder, scenario: Scenario) -> None:
         sample_rate_hz=scenario.frame.sample_rate_hz,
         frequency_hz=scenario.radio.frequency_hz,
         description="waveforms of the users' bursts, one after another; the annotations name user and length",
-        global_fields={"path": "loopback", "origin": "sim", "role": "tx-users", "seed": scenario.seed},
+        global_fields={**common, "role": "tx-users"},
     ) as writer:
         place = 0
         for length in sorted(set(truth["length"].tolist())):
             for user in np.flatnonzero(active[truth["length"] == length].any(axis=0)):
                 burst = access_burst(scenario.frame, preambles[:length, user])
                 writer.write(burst[None])
-                writer.annotate(place, len(burst), f"user {user} L {length}")
+                detail = {"signal:detail": _ofdm(scenario.frame, 4), "signal:emitter": {"seid": int(user)}}
+                writer.annotate(place, len(burst), f"user {user} L {length}", standard_fields=detail, user=int(user))
                 place += len(burst)
         if place == 0:
             # A run in which nobody was active still has its recording, one silent symbol long.

@@ -180,6 +180,11 @@ def test_zeros_stand_where_samples_were_lost(tmp_path_factory, made, cuts):
         assert place == np.searchsorted(at - at[0], item)
 
 
+def test_loops_without_frames_are_refused(tmp_path):
+    with pytest.raises(ScenarioError, match=r"turns=2 of a loop.*give frame_samples, and frame_start"):
+        Playback(recorded(tmp_path, noise(1, 100)), PlayOptions(turns=2))
+
+
 def test_loops_across_gaps_are_refused_with_the_choices(tmp_path):
     recording = recorded(tmp_path, noise(1, 100), [(0, 0), (40, 50)])
     for gaps in ("as-recorded", "zero"):
@@ -222,7 +227,7 @@ def test_samples_before_the_first_segment_have_a_time_only_if_it_can_be(tmp_path
 @pytest.mark.parametrize(
     "options",
     [
-        {"gaps": "hide"}, {"turns": 0}, {"turns": 2}, {"frame_samples": 0}, {"frame_start": -1}, {"max_samples": 0},
+        {"gaps": "hide"}, {"turns": 0}, {"frame_samples": 0}, {"frame_start": -1}, {"max_samples": 0},
     ],
 )  # fmt: skip
 def test_options_that_cannot_be_are_named(options):
