@@ -203,7 +203,7 @@ def _zip_members(path: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG) or info.flag_bits & 1:
             raise RecordingError(f"{path} holds {info.filename!r}, which is no plain file; it is not opened")
-        yield Member(_safe(path, info.filename), info.file_size, partial(opened.open, info))
+        yield Member(_safe(path, info.filename), info.file_size, partial(_zip_content, opened, info))
 
 
 def _tar_content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
@@ -211,6 +211,13 @@ def _tar_content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
     if file is None:
         raise tarfile.ReadError(f"{info.name} has no content")
     return file
+
+
+def _zip_content(opened: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    try:
+        return opened.open(info)
+    except OSError as err:
+        raise zipfile.BadZipFile(f"{info.filename}: {err.strerror}") from err
 
 
 def _safe(path: Path, name: str) -> PurePosixPath:

@@ -17,7 +17,7 @@ from typing import Any
 from sigmf import keys
 
 from ..errors import RecordingError
-from .meta import COLLECTION_SUFFIX, DATA_SUFFIX, META_SUFFIX
+from .meta import DATA_SUFFIX, META_SUFFIX
 from .reader import OnShare, Recording
 
 INDEX_NAME = ".semair-index.sqlite"
@@ -32,7 +32,7 @@ class Row:
     Args:
         path: of its meta file, relative to the folder that was looked through.
         name: base name.
-        run: base name of the collection in its folder, else the folder's name.
+        run: name of its folder.
         date: of the first sample, UTC; else of the file, see `date_from`.
         date_from: ``recording`` or ``file``.
         rate_hz: sample rate, None if not recorded.
@@ -114,11 +114,10 @@ def catalogue(
         known = _read_index(index, notes)
     rows: list[Row] = []
     fresh: dict[str, tuple[str, str]] = {}
-    runs: dict[str, str] = {}
     for count, (path, state) in enumerate(sorted(found.items())):
         row = _row(known[path][1]) if path in known and known[path][0] == state else None
         if row is None or row.path != path:
-            row = _look(folder, path, runs)
+            row = _look(folder, path)
             fresh[path] = (state, json.dumps(asdict(row)))
         rows.append(row)
         if on_share is not None and count % 64 == 0:
@@ -176,8 +175,6 @@ def _found(folder: Path) -> Iterator[tuple[str, str]]:
         except OSError:
             continue
         names = {entry.name: entry for entry in items if not entry.name.startswith(".")}
-        # The run is called after the collection.
-        collections = ",".join(sorted(name for name in names if name.endswith(COLLECTION_SUFFIX)))
         for name, entry in names.items():
             try:
                 path = os.path.join(inside, name)
@@ -188,23 +185,19 @@ def _found(folder: Path) -> Iterator[tuple[str, str]]:
                     data = names.get(name.removesuffix(META_SUFFIX) + DATA_SUFFIX)
                     size = data.stat().st_size if data is not None else -1
                     path.encode()
-                    yield path, f"{meta.st_mtime_ns} {meta.st_size} {meta.st_ino} {size} {collections}"
+                    yield path, f"{meta.st_mtime_ns} {meta.st_size} {meta.st_ino} {size}"
             except (OSError, UnicodeEncodeError):
                 continue
 
 
-def _look(folder: Path, path: str, runs: dict[str, str]) -> Row:
+def _look(folder: Path, path: str) -> Row:
     meta_path = folder / path
-    parent = str(meta_path.parent)
-    if parent not in runs:
-        collections = sorted(p.name for p in meta_path.parent.glob(f"[!.]*{COLLECTION_SUFFIX}"))
-        named = collections[0].removesuffix(COLLECTION_SUFFIX) if len(collections) == 1 else None
-        runs[parent] = named or meta_path.parent.resolve().name
     try:
         date = datetime.fromtimestamp(meta_path.stat().st_mtime, UTC)
     except (OSError, OverflowError, ValueError):
         date = datetime.fromtimestamp(0, UTC)
-    plain: dict[str, Any] = {"path": path, "name": meta_path.name.removesuffix(META_SUFFIX), "run": runs[parent]}
+    plain: dict[str, Any] = {"path": path, "name": meta_path.name.removesuffix(META_SUFFIX)}
+    plain["run"] = meta_path.parent.name or folder.resolve().name
     text = f"{date:%Y-%m-%dT%H:%M:%S}+00:00"
     try:
         recording = Recording.open(meta_path)

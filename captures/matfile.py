@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import resource
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.io
 
 from ..errors import RecordingError, SetupError
 
 EXPANSION_LIMIT = 64
 """Times the file's own size that an array in it may have: compressed IQ samples stay far below."""
 SIZE_LIMIT_BYTES = 2 << 30
+TIME_LIMIT_S = 120
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def read_array(path: Path, key: str | None = None, n_channels: int | None = None) -> tuple[str, np.ndarray]:
     """IQ samples in a .mat file.
+
+    The libraries that know these formats are compiled, and damaged files crash them. They run in a process of their
+    own, with bounded memory.
 
     Args:
         path: the file.
@@ -34,6 +42,45 @@ def read_array(path: Path, key: str | None = None, n_channels: int | None = None
         RecordingError: it is damaged, holds no such array or several, or it is not clear which axis is which.
         SetupError: it is an HDF5 file and h5py is not installed.
     """
+    command = [sys.executable, "-m", f"{__package__}.matfile", str(path.resolve()), key or "", str(n_channels or 0)]
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, env=environment, timeout=TIME_LIMIT_S, stdin=subprocess.DEVNULL, check=False
+        )
+    except subprocess.TimeoutExpired as err:
+        raise RecordingError(f"{path} took longer than {TIME_LIMIT_S} s to read; save it as raw samples") from err
+    head, _, content = done.stdout.partition(b"\n")
+    if done.returncode != 0 or not head:
+        raise RecordingError(f"{path} is damaged: it crashed the library that reads it; get it again")
+    told = json.loads(head)
+    if "error" in told:
+        raise (SetupError if told["setup"] else RecordingError)(told["error"])
+    return told["name"], np.frombuffer(content, np.complex64).reshape(told["shape"])
+
+
+def _serve(path: Path, key: str | None, n_channels: int | None) -> None:
+    """The other process: a line of JSON, and the samples."""
+    _bound_memory(path)
+    out = sys.stdout.buffer
+    try:
+        name, values = _read(path, key, n_channels)
+    except (RecordingError, SetupError, MemoryError) as err:
+        text = str(err) or f"{path} needs more memory than a file of its size should; save it as raw samples"
+        out.write(json.dumps({"error": text, "setup": isinstance(err, SetupError)}).encode() + b"\n")
+        return
+    out.write(json.dumps({"name": name, "shape": values.shape}).encode() + b"\n")
+    out.write(values.reshape(-1).view(np.uint8).data)
+
+
+def _bound_memory(path: Path) -> None:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + (256 << 20) + 4 * _limit_bytes(path)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _read(path: Path, key: str | None, n_channels: int | None) -> tuple[str, np.ndarray]:
     with path.open("rb") as file:
         start = file.read(1024)
     reader = _read_hdf5 if _HDF5 in (start[:8], start[512:520]) else _read_scipy
@@ -47,14 +94,10 @@ def read_array(path: Path, key: str | None = None, n_channels: int | None = None
     lengths = list(values.shape)
     if n_channels is None:
         if lengths[0] == lengths[1]:
-            raise RecordingError(
-                f"{path}, {name}: has shape {values.shape}; give --channels, either axis could be that"
-            )
+            raise RecordingError(f"{path}, {name}: has shape {values.shape}; either axis could be the channels")
         axis = int(np.argmin(lengths))
-    elif lengths.count(n_channels) == 1:
-        axis = lengths.index(n_channels)
     elif n_channels in lengths:
-        axis = 0
+        axis = lengths.index(n_channels)
     else:
         raise RecordingError(f"{path}, {name}: has shape {values.shape}; no axis has {n_channels} channels")
     with np.errstate(over="ignore"):
@@ -74,16 +117,21 @@ def _chosen(path: Path, key: str | None, complex_names: list[str], all_names: li
     return complex_names[0]
 
 
+def _limit_bytes(path: Path) -> int:
+    return min(SIZE_LIMIT_BYTES, max(1 << 20, EXPANSION_LIMIT * path.stat().st_size))
+
+
 def _bounded(path: Path, name: str, n_bytes: int) -> None:
-    limit = min(SIZE_LIMIT_BYTES, max(1 << 20, EXPANSION_LIMIT * path.stat().st_size))
-    if n_bytes > limit:
+    if n_bytes > _limit_bytes(path):
         raise RecordingError(
-            f"{path}, {name}: claims to have {n_bytes} bytes, and {limit} are read at most from a file of"
+            f"{path}, {name}: claims to have {n_bytes} bytes, and {_limit_bytes(path)} are read at most from a file of"
             f" {path.stat().st_size}; save it as raw samples and import those"
         )
 
 
 def _read_scipy(path: Path, key: str | None) -> tuple[str, np.ndarray]:
+    import scipy.io
+
     try:
         listed = {name: shape for name, shape, kind in scipy.io.whosmat(str(path)) if kind in _NUMERIC}
         for name, shape in listed.items():
@@ -148,3 +196,7 @@ def _read_hdf5(path: Path, key: str | None) -> tuple[str, np.ndarray]:
 
 def _is_complex(dtype: np.dtype) -> bool:
     return dtype.kind == "c" or (dtype.names is not None and set(dtype.names) == {"real", "imag"})
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]), sys.argv[2] or None, int(sys.argv[3]) or None)
