@@ -31,6 +31,7 @@ from .errors import ScenarioError, SemairError
 
 if TYPE_CHECKING:
     from .blocks.playback import PlayOptions
+    from .flowgraphs import recording as recorder
     from .flowgraphs import run as runner
     from .models.uad import train as trainer
 
@@ -124,22 +125,62 @@ def run_random_access(
         raise typer.Exit(INTERRUPTED)
 
 
-@app.command(epilog="Examples: semair record --folder runs/air | semair record -n 1000 --set seed=7 --folder runs/x")
+@app.command(
+    epilog="Examples: semair record --folder runs/air | semair record -n 1000 --set seed=7 --folder runs/x | "
+    "semair record --duration 60 | semair record --raw --size 10e9 --folder runs/listen"
+)
 def record(
     scenario: ScenarioOption = "lab",
-    frames: Annotated[int, typer.Option("--frames", "-n", help="Frames to send and record.")] = 200,
+    frames: Annotated[
+        int | None, typer.Option("--frames", "-n", help="Frames to send; 200, or as many as --duration or --size take.")
+    ] = None,
+    duration: Annotated[float | None, typer.Option(help="End after so many seconds of air.")] = None,
+    size: Annotated[float | None, typer.Option(help="End before the received data exceed so many bytes, e.g. 2e9.")] = (
+        None
+    ),
+    raw: Annotated[bool, typer.Option("--raw", help="Only listen to the scenario's radio; nothing is sent.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/SCENARIO-TIME.")] = None,
     settings: SetOption = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Send and record without receiving; `semair replay` decides later."""
+    """Send and record without receiving; `semair replay` decides later.
+
+    Ctrl-C, a limit, or a disk that has no more room than its reserve end it with a whole recording.
+    """
+    from .flowgraphs.run import frames_for, record_radio
     from .flowgraphs.run import run_random_access as run
 
     chosen = _scenario(scenario, settings)
     place = folder or _new_folder(chosen.name)
+    if raw:
+        if frames is not None:
+            raise ScenarioError("--frames has no meaning with --raw, which sends nothing; use --duration or --size")
+        with _recorder_progress(quiet=as_json) as on_state:
+            heard = record_radio(
+                chosen, place, duration_s=duration, size_bytes=size, overwrite=overwrite, on_progress=on_state
+            )
+        if as_json:
+            print(json.dumps({**vars(heard), "folder": str(place), "recording": str(heard.recording)}))
+        else:
+            _say(
+                f"recorded {heard.seconds:.3f} s on {heard.n_channels} channels, {heard.lost_samples} samples lost, "
+                f"at most {max(heard.clipped_samples)} clipped on one; check it: semair capture verify {place}"
+            )
+        if heard.interrupted:
+            raise typer.Exit(INTERRUPTED)
+        return
+    limit, sent = frames_for(chosen, frames, duration, size)
     with _frame_progress("frames", quiet=as_json) as on_progress:
-        result = run(chosen, place, n_frames=frames, receive=False, overwrite=overwrite, on_progress=on_progress)
+        result = run(
+            chosen,
+            place,
+            n_frames=sent,
+            receive=False,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            max_samples=limit,
+        )
     if as_json:
         print(json.dumps({"folder": str(place), **result.metrics}))
     else:
@@ -1047,13 +1088,33 @@ def _frame_progress(unit: str, quiet: bool) -> Iterator[Callable[[runner.Progres
         task = bar.add_task(unit, total=None, state="starting (compiles at the first run)")
 
         def update(state: runner.Progress) -> None:
+            watched = state.recorder.state() if state.recorder and not state.decided else None
             done = state.decided + state.dropped
             text = f"{unit} decided" if done else "receiving"
             if state.sent:
                 text += f", {state.wrong} wrong user decisions"
             if state.dropped:
                 text += f", [yellow]{state.dropped} dropped[/]"
+            if watched is not None:
+                text = f"{state.sent} frames sent, {watched}"
             bar.update(task, total=state.expected, completed=done or (0 if state.sent == 0 else None), state=text)
+
+        yield update
+
+
+@contextmanager
+def _recorder_progress(quiet: bool) -> Iterator[Callable[[recorder.RecorderState], None] | None]:
+    """A live line for recordings: rate, room on the disk, losses, clipping."""
+    if quiet:
+        yield None
+        return
+    columns = (SpinnerColumn(), BarColumn(bar_width=16), TextColumn("{task.description}"))
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("starting", total=None)
+
+        def update(state: recorder.RecorderState) -> None:
+            share = {} if state.share is None else {"total": 1.0, "completed": state.share}
+            bar.update(task, description=str(state), **share)
 
         yield update
 
