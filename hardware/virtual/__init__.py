@@ -1,0 +1,1 @@
+"""Radios that exist on the network alone: they speak the devices' own protocols, so real drivers connect to them."""
