@@ -27,12 +27,13 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .errors import ScenarioError, SemairError
+from .errors import RadioError, ScenarioError, SemairError
 
 if TYPE_CHECKING:
     from .blocks.playback import PlayOptions
     from .flowgraphs import recording as recorder
     from .flowgraphs import run as runner
+    from .flowgraphs import transmit as sender
     from .models.uad import train as trainer
 
 # One thread per block: several threads inside each library call would fight over the cores with them.
@@ -314,6 +315,89 @@ def replay(
         _show_playback(result.playback)
         out.print(f"{result.air_s:.2f} s of air in {result.wall_s:.2f} s")
     if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command(
+    epilog="Examples: semair transmit runs/demo/tx-beacon.sigmf-meta --radio loopback --frequency 3.5e9 --gain -20 "
+    "--level -15 | semair transmit runs/demo/tx-beacon.sigmf-meta --radio loopback --frequency 3.5e9 --gain -20 "
+    "--level -15 --really CODE"
+)
+def transmit(
+    recording: Annotated[Path, typer.Argument(help="A waveform that a run here recorded of what it sent (tx-...).")],
+    radio: Annotated[str, typer.Option(help="Kind of radio, see `semair radios`.")],
+    frequency: Annotated[float, typer.Option(help="Centre frequency, Hz; never taken from the recording.")],
+    gain: Annotated[float | None, typer.Option(help="Transmit gain, dB; never taken from the recording.")] = None,
+    address: Annotated[str, typer.Option(help="Which radio of this kind, see `semair radios`.")] = "",
+    level: Annotated[
+        float | None, typer.Option(help="Scale to this mean power, dBFS, at most -12; default: as recorded.")
+    ] = None,
+    channels: Annotated[str | None, typer.Option(help="Recorded channels to send, in this order, e.g. 1,0.")] = None,
+    loop: Annotated[int, typer.Option(help="Turns.")] = 1,
+    frame: Annotated[int | None, typer.Option(help="Send whole frames of this many samples only.")] = None,
+    frame_start: Annotated[int, typer.Option(help="Sample at which a frame begins.")] = 0,
+    duration: Annotated[float | None, typer.Option(help="End after so many seconds.")] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="What is permitted here; default ./semair-site.toml or ~/.config/semair/site.toml."),
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Takes a line per transmission; default: the site's.")] = None,
+    really: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Send, with the code that the dry run showed.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Send a recorded waveform of one's own over a radio: a dry run, unless the dry run's code is given.
+
+    The loopback radio needs no site file; on others, only what the site file permits is sent.
+    """
+    from .flowgraphs import transmit as sender
+    from .hardware.site import find_site_file, load_site
+
+    site_file = site or find_site_file()
+    rules = None if site_file is None else load_site(site_file)
+    request = sender.Request(
+        recording=recording,
+        kind=radio,
+        address=address,
+        frequency_hz=frequency,
+        gain_db=gain,
+        level_dbfs=level,
+        channels=_channel_list(channels),
+        turns=loop,
+        frame_samples=frame,
+        frame_start=frame_start,
+        duration_s=duration,
+    )
+    with _share_progress("planning", quiet=as_json) as on_progress:
+        on_progress("checking the recording", 0.0)
+        waveform = sender.own_waveform(recording)
+        device = sender.open_radio(request, waveform)
+        plan = sender.make_plan(request, device, waveform, rules, on_progress)
+    refusals = plan.judgement.refusals
+    if not as_json:
+        _show_plan(plan, site_file)
+    if refusals or really is None:
+        if as_json:
+            print(json.dumps({"sent": False, "code": None if refusals else plan.code, "plan": plan.as_dict()}))
+        elif refusals:
+            for refusal in refusals:
+                _say(f"refused     {refusal}")
+        else:
+            _say(f"nothing was sent; send it with the same command and --really {plan.code}")
+        if refusals:
+            raise typer.Exit(RadioError.exit_code)
+        return
+    place = log or (rules.log if rules is not None else None) or sender.default_log()
+    with _share_progress("transmitting", quiet=as_json) as on_progress:
+        sent = sender.transmit(plan, really, device, waveform, place, on_progress=on_progress)
+    if as_json:
+        print(json.dumps({"sent": True, "plan": plan.as_dict(), **vars(sent), "log": str(place)}))
+    else:
+        _say(f"sent        {sent.samples} samples in {sent.seconds:.2f} s, silence included; see {place}")
+        for name, count in sent.counts.items():
+            _say(f"            {name.replace('_', ' ')} {count}")
+    if sent.interrupted:
         raise typer.Exit(INTERRUPTED)
 
 
@@ -986,6 +1070,25 @@ def _with_detector(settings: list[str] | None, detector: str | None, option: lis
     return overrides + [f"detector.options.{text}" for text in option or []]
 
 
+def _show_plan(plan: sender.Plan, site_file: Path | None) -> None:
+    """Everything about a transmission that is planned."""
+    request, emission, judged = plan.request, plan.emission, plan.judgement
+    table = Table("transmission", "", title=escape(f"{request.recording} over {request.kind} {request.address}"))
+    table.add_row("waveform", f"{plan.role}, {emission.duration_s:.6g} s, turns {request.turns}")
+    table.add_row("band", f"{emission.low_hz:.10g} to {emission.high_hz:.10g} Hz")
+    table.add_row("level", f"mean {emission.level_dbfs:.1f} dBFS, peak {emission.peak:.3f} of full scale")
+    if plan.gains_db:
+        table.add_row("gain", " ".join(f"{gain:g}" for gain in plan.gains_db) + " dB")
+    table.add_row("path", judged.path)
+    if judged.power_dbm is not None:
+        table.add_row("power", f"{judged.power_dbm:.1f} dBm at the port")
+    if judged.band is not None and judged.eirp_dbm is not None:
+        allowed = f"{judged.band.max_eirp_dbm:g} dBm permitted in {judged.band.name}"
+        table.add_row("EIRP", escape(f"{judged.eirp_dbm:.1f} dBm, {allowed} ({judged.band.basis})"))
+    table.add_row("site", escape("none" if site_file is None else f"{plan.site}, {site_file}"))
+    out.print(table)
+
+
 def _show_playback(played: dict[str, Any]) -> None:
     """What of a recording was left out, or what stands in for it."""
     if played["stopped_at"] is not None:
@@ -1113,8 +1216,8 @@ def _recorder_progress(quiet: bool) -> Iterator[Callable[[recorder.RecorderState
         task = bar.add_task("starting", total=None)
 
         def update(state: recorder.RecorderState) -> None:
-            share = {} if state.share is None else {"total": 1.0, "completed": state.share}
-            bar.update(task, description=str(state), **share)
+            total = None if state.share is None else 1.0
+            bar.update(task, description=str(state), total=total, completed=state.share)
 
         yield update
 

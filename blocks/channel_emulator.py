@@ -54,6 +54,8 @@ class ChannelEmulator(Failsafe, gr.basic_block):
                     f"loss of {count} samples at {at}: allowed are counts of 1 or more at samples of 0 or more"
                 )
         self.with_users = with_users
+        # May be changed while samples flow.
+        self.tx_amplitude = 1.0
         self.lost_samples = 0
         self._heard: set[int] = set()
         self._untimed = True
@@ -86,7 +88,10 @@ class ChannelEmulator(Failsafe, gr.basic_block):
             time.sleep(2e-4)
             return 0
         first = self.nitems_read(0)
-        received = self.air.process(input_items[0][:n].copy())
+        sent = input_items[0][:n].copy()
+        if self.tx_amplitude != 1.0:
+            sent *= np.float32(self.tx_amplitude)
+        received = self.air.process(sent)
         self.consume(0, n)
         keep = np.ones(n, bool)
         for at, count in self.losses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -76,8 +77,8 @@ class SigmfSource(Failsafe, gr.sync_block):
         self._position = 0
         self._pace = None if speed is None else Pace(speed * self.playback.rate_hz)
         if self.playback.stopped_at is not None:
-            gr.logger(recording.name).warn(
-                f"samples are missing before sample {self.playback.stopped_at}: from there on "
+            logging.getLogger(__name__).warning(
+                f"{recording.name}: samples are missing before sample {self.playback.stopped_at}: from there on "
                 f"{self.playback.skipped_samples} samples are not played; see gaps"
             )
 

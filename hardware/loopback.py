@@ -15,6 +15,7 @@ from ..models.channels import ChannelConfig
 from .radio import Capabilities, Link, Radio, RadioInfo, Settings, Truth
 
 _FREQUENCIES_HZ = (0.0, 1e11)
+_TX_GAINS_DB = (-80.0, 0.0)
 
 
 class LoopbackRadio(Radio):
@@ -86,6 +87,7 @@ class LoopbackRadio(Radio):
             loopback_modes=("emulated",),
             datatype="cf32_le" if impairments.adc_bits is None else "ci16_le",
             path="loopback",
+            tx_gains_db=_TX_GAINS_DB,
         )
 
     @classmethod
@@ -112,12 +114,12 @@ class LoopbackRadio(Radio):
         return [RadioInfo("loopback", "loopback", "emulated air between emulated radios, no hardware")]
 
     def configure(self, requested: Settings) -> Settings:
-        """Take sample rate and frequency; the receive gain follows from the expected level.
+        """Take sample rate, frequency and transmit gain; the receive gain follows from the expected level.
 
         The emulation begins anew, with the same draws.
 
         Raises:
-            RadioError: the rate is not the frame's, or rate or frequency is out of range.
+            RadioError: the rate is not the frame's, or rate, frequency or gain is out of range.
         """
         low, high = self.capabilities.sample_rates_hz
         if not low <= requested.sample_rate_hz <= high:
@@ -135,6 +137,10 @@ class LoopbackRadio(Radio):
             raise RadioError(
                 f"frequency_hz={requested.frequency_hz:g} is outside what the loopback radio does: {low:g} to {high:g}"
             )
+        if len(requested.tx_gain_db) > 1:
+            raise RadioError(f"tx_gain_db={list(requested.tx_gain_db)}: the loopback radio has one transmit chain")
+        for gain_db in requested.tx_gain_db:
+            _checked_gain(gain_db)
         self._block = None
         self.air = Air(
             sample_rate_hz=requested.sample_rate_hz,
@@ -142,7 +148,11 @@ class LoopbackRadio(Radio):
             **self._air_options,
         )
         self._settings = Settings(
-            requested.sample_rate_hz, requested.frequency_hz, clock_source="internal", time_source="internal"
+            requested.sample_rate_hz,
+            requested.frequency_hz,
+            tx_gain_db=requested.tx_gain_db,
+            clock_source="internal",
+            time_source="internal",
         )
         return self._settings
 
@@ -154,15 +164,22 @@ class LoopbackRadio(Radio):
             self._block = ChannelEmulator(
                 self.air, self._frame_format, self._settings.frequency_hz, self._losses, self._with_users
             )
+            for gain_db in self._settings.tx_gain_db:
+                self.set_tx_gain_db(gain_db)
         return self._block
 
     def sink(self) -> ChannelEmulator:
         """The emulator; input 0 takes the beacon, the message port `bursts` the users."""
         return self.source()
 
+    def set_tx_gain_db(self, gain_db: float) -> float:
+        """Scale what goes in; 0 dB, the highest gain and the one without being asked, leaves it as it is."""
+        self.sink().tx_amplitude = 10 ** (_checked_gain(gain_db) / 20)
+        return gain_db
+
     def facts(self) -> dict[str, Any]:
         """That nothing here is hardware."""
-        return {"serials": ["loopback"], "driver": "semair loopback"}
+        return {"serials": ["loopback"], "driver": "semair loopback", "agc": False}
 
     def truth(self) -> Truth | None:
         """Offsets, delays and gains that were drawn."""
@@ -177,3 +194,10 @@ class LoopbackRadio(Radio):
             "late_bursts": self.air.late_bursts,
             "clipped_samples": self.air.clipped_samples.tolist(),
         }
+
+
+def _checked_gain(gain_db: float) -> float:
+    low, high = _TX_GAINS_DB
+    if not low <= gain_db <= high:
+        raise RadioError(f"tx_gain_db={gain_db:g} is outside what the loopback radio does: {low:g} to {high:g}")
+    return gain_db

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
 from ..blocks.waveforms.recorded_channel import RecordedChannel
+from ..errors import RadioError
 from ..models.channels import ChannelConfig
 
 
@@ -28,6 +29,7 @@ class Capabilities:
         loopback_modes: ways of hearing itself without an antenna.
         datatype: SigMF datatype that holds its samples exactly.
         path: what lies between transmitter and receiver; "air" needs the lab's site file.
+        tx_gains_db: lowest and highest transmit gain; None where the radio has none to set.
     """
 
     n_rx: int
@@ -40,6 +42,7 @@ class Capabilities:
     loopback_modes: tuple[str, ...]
     datatype: Literal["ci16_le", "cf32_le"]
     path: Literal["air", "cable", "loopback", "sim"]
+    tx_gains_db: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -182,6 +185,14 @@ class Radio(ABC):
     @abstractmethod
     def facts(self) -> dict[str, Any]:
         """Serial numbers, versions, and for simulated radios the truth behind them, for the run folder."""
+
+    def set_tx_gain_db(self, gain_db: float) -> float:
+        """Change the transmit gain of all chains, also while samples flow, and read back what the radio took.
+
+        Raises:
+            RadioError: it has no gain to set, the gain is outside of what it can do, or it was not configured.
+        """
+        raise RadioError(f"radio {self.kind} has no transmit gain, but {gain_db:g} dB were asked for")
 
     def truth(self) -> Truth | None:
         """What a simulated radio knows about its own faults, once configured; None for real ones."""

@@ -1,0 +1,534 @@
+"""Sending recordings of one's own waveforms over a radio: refused by default, planned first, logged always."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import math
+import os
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..blocks.playback import Playback, PlayOptions
+from ..blocks.runtime import Failsafe, gr
+from ..blocks.sigmf_source import SigmfSource
+from ..blocks.waveforms.frame import FrameFormat
+from ..blocks.waveforms.impairments import Impairments
+from ..captures.collection import collection_body, listed_streams, require_stream
+from ..captures.meta import COLLECTION_SUFFIX
+from ..captures.reader import Recording
+from ..captures.verify import verify
+from ..errors import RadioError, RecordingError, ScenarioError, StorageError
+from ..hardware.discover import backend
+from ..hardware.radio import Link, Radio, Settings
+from ..hardware.site import Emission, Judgement, Site, judge
+from ..models.channels import ChannelConfig
+from .execute import execute
+from .random_access import first_failure
+
+LEVEL_WINDOW_S = 1e-3
+"""Mean power is that of the loudest stretch this long, so that silence between bursts hides nothing."""
+_GAIN_STEP_DB = 10.0
+_TICK_S = 0.05
+_STALL_S = 3.0
+# The radio's own blocks hold some samples back, which must not be the waveform's last.
+_FLUSH_SAMPLES = 65536
+_READ_SAMPLES = 1 << 16
+
+OnProgress = Callable[[str, float], None]
+"""Called with what is being done and the share that is done, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the operator typed. Nothing here is ever taken from a recording.
+
+    Attributes:
+        recording: path of it.
+        kind: backend of the radio.
+        address: which radio of this kind.
+        frequency_hz: centre frequency.
+        gain_db: transmit gain; None for radios that have none to set.
+        level_dbfs: mean power to scale the waveform to; None: as it was recorded.
+        channels: of the recording, one per transmit chain; None: all.
+        turns: how often the waveform is repeated, in whole frames.
+        frame_samples: of one frame; None: the whole recording is one.
+        frame_start: sample at which a frame begins.
+        duration_s: end after so long; None: when the waveform ends.
+    """
+
+    recording: Path
+    kind: str
+    address: str
+    frequency_hz: float
+    gain_db: float | None = None
+    level_dbfs: float | None = None
+    channels: tuple[int, ...] | None = None
+    turns: int = 1
+    frame_samples: int | None = None
+    frame_start: int = 0
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Level:
+    """Loudness of a waveform, over all channels.
+
+    Attributes:
+        mean_dbfs: mean power of the loudest stretch of a millisecond; a tone at full scale is 0.
+        peak: largest magnitude.
+    """
+
+    mean_dbfs: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A transmission as it would be: what a dry run shows and what the real one keeps to.
+
+    Attributes:
+        request: what was typed.
+        recording_sha: digest of the recording's metadata, which vouch for its samples.
+        role: of the recording.
+        sample_rate_hz: of the waveform.
+        scale: factor on its samples.
+        emission: what would be sent.
+        judgement: what the rules say.
+        site: name of the site; None without a site file.
+        gains_db: transmit gains on the way from the lowest to the one typed; empty where there is none to set.
+    """
+
+    request: Request
+    recording_sha: str
+    role: str
+    sample_rate_hz: float
+    scale: float
+    emission: Emission
+    judgement: Judgement
+    site: str | None
+    gains_db: tuple[float, ...]
+
+    @property
+    def code(self) -> str:
+        """Stands for this very plan; the real transmission asks for it, so that no plan is sent unseen."""
+        canonical = json.dumps(self.as_dict(), sort_keys=True, default=str)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:8]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        plain = {**asdict(self), "judgement": {**vars(self.judgement), "band": None}}
+        if self.judgement.band is not None:
+            plain["judgement"]["band"] = self.judgement.band.model_dump()
+        plain["request"]["recording"] = str(self.request.recording)
+        return plain
+
+
+@dataclass(frozen=True)
+class Sent:
+    """How a transmission went.
+
+    Attributes:
+        samples: of the waveform that went to the radio, per chain.
+        seconds: on the host's clock.
+        gain_db: transmit gain read back last before the waveform; None where there is none to set.
+        counts: what the radio counted.
+        interrupted: ended by Ctrl-C.
+    """
+
+    samples: int
+    seconds: float
+    gain_db: float | None
+    counts: dict[str, Any]
+    interrupted: bool
+
+
+def own_waveform(path: Path) -> Recording:
+    """Open a recording that may be sent: a waveform of this project, whole and unaltered.
+
+    Raises:
+        RecordingError: it is none, it was received, or anything in it was changed or is missing.
+    """
+    recording = Recording.open(path)
+    fields, head = recording.global_fields, recording.meta["global"]
+    role = fields.get("role")
+    reasons = []
+    if not str(head.get("core:recorder", "")).startswith("semair ") or "recording_id" not in fields:
+        reasons.append(f"core:recorder is {head.get('core:recorder')!r}, not semair")
+    if not isinstance(role, str) or not role.startswith("tx-"):
+        reasons.append(f"semair:role is {role!r}, not one of tx-...")
+    if fields.get("origin") in ("ota", "cable"):
+        reasons.append(f"semair:origin is {fields['origin']!r}: it was received")
+    if fields.get("complete") is not True or fields.get("recovered"):
+        reasons.append("semair:complete is not true: parts are missing")
+    if reasons:
+        raise RecordingError(
+            f"{recording.meta_path} is no waveform of this project to send: {'; '.join(reasons)}; only recordings that "
+            "a run here made of what it sent are transmitted, never receptions"
+        )
+    for finding in verify(recording.meta_path):
+        if finding.severity == "error":
+            raise RecordingError(f"{finding.file}, {finding.field}: {finding.message}; it is not sent")
+    recording.check_hash()
+    for collection in recording.meta_path.parent.glob(f"*{COLLECTION_SUFFIX}"):
+        for name, expected in listed_streams(collection, collection_body(collection)):
+            if name == recording.name:
+                require_stream(collection, name, expected)
+    return recording
+
+
+def level(playback: Playback, on_share: Callable[[float], None] | None = None) -> Level:
+    """Loudness of what is played, in one turn.
+
+    Args:
+        playback: what is played.
+        on_share: called with the share done.
+
+    Raises:
+        RecordingError: it holds samples that are no numbers, or nothing but silence.
+    """
+    window = max(1, min(round(LEVEL_WINDOW_S * playback.rate_hz), playback.n_samples))
+    total = min(playback.n_samples, -(-playback.n_samples // playback.options.turns) + window)
+    loudest = peak = 0.0
+    power = np.zeros((len(playback.channels), 0))
+    for first in range(0, total, _READ_SAMPLES):
+        n = min(_READ_SAMPLES, total - first)
+        block = np.empty((len(playback.channels), n), np.complex64)
+        playback.read_into(first, list(block))
+        if not np.isfinite(block.view(np.float32)).all():
+            raise RecordingError(f"{playback.recording.name} holds samples that are no numbers; it is not sent")
+        new = block.real.astype(float) ** 2 + block.imag.astype(float) ** 2
+        peak = max(peak, math.sqrt(new.max()))
+        power = np.concatenate([power, new], axis=1)
+        if power.shape[1] >= window:
+            sums = np.concatenate([np.zeros((len(power), 1)), np.cumsum(power, axis=1)], axis=1)
+            loudest = max(loudest, float((sums[:, window:] - sums[:, :-window]).max()) / window)
+            power = power[:, power.shape[1] - window + 1 :]
+        if on_share:
+            on_share(min(1.0, (first + n) / total))
+    if loudest == 0:
+        raise RecordingError(f"{playback.recording.name} holds nothing but silence; there is nothing to send")
+    return Level(10 * math.log10(loudest), peak)
+
+
+def open_radio(request: Request, recording: Recording) -> Radio:
+    """Open the radio of a request, not yet configured: nothing is sent.
+
+    Raises:
+        RadioError: there is no such radio, or it cannot transmit.
+    """
+    rate = recording.sample_rate_hz
+    if rate is None:
+        raise RecordingError(f"{recording.meta_path}: core:sample_rate is missing; it is not sent")
+    link = Link(
+        FrameFormat(sample_rate_hz=rate),
+        n_rx=1,
+        n_users=1,
+        tail_samples=0,
+        channel=ChannelConfig(),
+        beacon_channel=ChannelConfig(),
+        impairments=Impairments(),
+        noise_power=0.0,
+        expected_power=1.0,
+    )
+    radio = backend(request.kind).open(request.address, link)
+    if not radio.capabilities.n_tx:
+        raise RadioError(
+            f"radio {request.kind} {request.address!r} cannot transmit; choose another, see `semair radios`"
+        )
+    return radio
+
+
+def make_plan(
+    request: Request, radio: Radio, recording: Recording, site: Site | None, on_progress: OnProgress | None = None
+) -> Plan:
+    """Work out what would be sent, and what the rules say of it. Nothing is sent, and nothing is configured.
+
+    Args:
+        request: what was typed.
+        radio: of `open_radio`.
+        recording: of `own_waveform`.
+        site: what is permitted; None: no site file.
+        on_progress: called as the waveform is read.
+
+    Raises:
+        ScenarioError: the request does not fit recording or radio.
+        RecordingError: the recording cannot be sent.
+    """
+    playback = Playback(recording, _play_options(request, recording))
+    if playback.gaps:
+        raise RecordingError(f"{recording.name} has {playback.gaps} gaps; a waveform that is sent has none")
+    able = radio.capabilities
+    if len(playback.channels) != able.n_tx:
+        raise ScenarioError(
+            f"{recording.name}: core:num_channels is {recording.n_channels} and {len(playback.channels)} are chosen, "
+            f"the radio has {able.n_tx} transmit chains; choose as many channels"
+        )
+    low_hz, high_hz = able.sample_rates_hz
+    if not low_hz <= playback.rate_hz <= high_hz:
+        raise RadioError(
+            f"{recording.name}: core:sample_rate is {playback.rate_hz:.10g}, the radio does {low_hz:g} to {high_hz:g}"
+        )
+    found = level(playback, None if on_progress is None else lambda share: on_progress("measuring the level", share))
+    scale = 1.0 if request.level_dbfs is None else 10 ** ((request.level_dbfs - found.mean_dbfs) / 20)
+    emission = Emission(
+        frequency_hz=request.frequency_hz,
+        bandwidth_hz=playback.rate_hz,
+        gain_db=request.gain_db,
+        level_dbfs=found.mean_dbfs + 20 * math.log10(scale),
+        peak=found.peak * scale,
+        duration_s=playback.n_samples / playback.rate_hz,
+    )
+    return Plan(
+        request=request,
+        recording_sha=hashlib.sha256(recording.meta_path.read_bytes()).hexdigest(),
+        role=str(recording.global_fields["role"]),
+        sample_rate_hz=playback.rate_hz,
+        scale=scale,
+        emission=emission,
+        judgement=judge(emission, site, request.kind, request.address, able.path),
+        site=None if site is None else site.name,
+        gains_db=_gains(request.gain_db, able.tx_gains_db),
+    )
+
+
+def _play_options(request: Request, recording: Recording) -> PlayOptions:
+    rate = recording.sample_rate_hz or 1.0
+    if request.duration_s is not None and not 0 < request.duration_s < math.inf:
+        raise ScenarioError(f"duration_s={request.duration_s}: it must be positive")
+    limit = None if request.duration_s is None else max(1, round(request.duration_s * rate))
+    whole = recording.n_samples if request.turns > 1 else None
+    frame_samples = whole if request.frame_samples is None else request.frame_samples
+    return PlayOptions(
+        channels=request.channels,
+        gaps="stop",
+        turns=request.turns,
+        frame_samples=frame_samples,
+        frame_start=request.frame_start,
+        max_samples=limit,
+    )
+
+
+def _gains(gain_db: float | None, limits_db: tuple[float, float] | None) -> tuple[float, ...]:
+    """Gains from the lowest to the one typed, in steps."""
+    if limits_db is None:
+        if gain_db is not None:
+            raise ScenarioError(f"gain_db={gain_db:g}: this radio has no transmit gain to set; leave it out")
+        return ()
+    low, high = limits_db
+    if gain_db is None or not low <= gain_db <= high:
+        raise ScenarioError(f"gain_db={gain_db}: type a transmit gain of {low:g} to {high:g} dB")
+    steps = math.ceil((gain_db - low) / _GAIN_STEP_DB)
+    return (*(low + _GAIN_STEP_DB * k for k in range(steps)), gain_db)
+
+
+class Transmission(gr.top_block):
+    """Silence while the gain rises, the waveform, and silence that flushes it through the radio.
+
+    Args:
+        plan: what is sent.
+        recording: its waveform.
+        radio: configured.
+        receivers: blocks that take the radio's receive streams, one per chain; without them these are dropped where
+            the radio is one block for both ways, and left alone otherwise.
+    """
+
+    def __init__(self, plan: Plan, recording: Recording, radio: Radio, receivers: Sequence[Any] = ()) -> None:
+        from gnuradio import blocks as gr_blocks
+
+        gr.top_block.__init__(self, "semair transmission")
+        self.source = SigmfSource(recording, **vars(_play_options(plan.request, recording)))
+        rate = plan.sample_rate_hz
+        self.waveform_samples = self.source.playback.n_samples
+        # Twice the time that the gain needs: its steps are made by this machine's clock, not by the samples'.
+        self.lead_samples = round(2 * (len(plan.gains_db) + 2) * _TICK_S * rate)
+        self.total_samples = self.lead_samples + self.waveform_samples + _FLUSH_SAMPLES
+        sink = radio.sink()
+        self.nodes: list[Any] = [self.source, sink, *receivers]
+        paced = radio.capabilities.path in ("loopback", "sim")
+        for port in range(len(self.source.playback.channels)):
+            silence = gr_blocks.null_source(gr.sizeof_gr_complex)
+            row = gr_blocks.stream_mux(gr.sizeof_gr_complex, [self.lead_samples, self.waveform_samples])
+            scale = gr_blocks.multiply_const_cc(plan.scale)
+            end = gr_blocks.head(gr.sizeof_gr_complex, self.total_samples)
+            self.connect(silence, (row, 0))
+            self.connect((self.source, port), (row, 1))
+            chain = [row, scale, end]
+            if paced:
+                # A radio takes samples when they are due; what ends in this machine takes them at once.
+                chain.append(gr_blocks.throttle(gr.sizeof_gr_complex, rate, False))
+            self.connect(*chain)
+            self.connect(chain[-1], (sink, port))
+            self.nodes += [silence, *chain]
+            self.last = chain[-1]
+        streams = list(receivers)
+        if not streams and paced and sink is radio.source():
+            streams = [gr_blocks.null_sink(gr.sizeof_gr_complex) for _ in range(radio.capabilities.n_rx)]
+        for port, receiver in enumerate(streams):
+            self.connect((radio.source(), port), receiver)
+        self.nodes += streams
+
+    def sent(self) -> int:
+        """Samples on their way to the radio so far, silence included."""
+        return int(self.last.nitems_written(0))
+
+    def failure(self) -> BaseException | None:
+        """The first error that a block met, or None."""
+        return first_failure([node for node in self.nodes if isinstance(node, Failsafe)])
+
+
+class Watch:
+    """Raises the gain step by step, and stops what does not go as planned.
+
+    Called about twenty times a second while the flowgraph runs.
+
+    Args:
+        plan: what is sent.
+        radio: its gain is set.
+        flowgraph: tells how far it is.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, plan: Plan, radio: Radio, flowgraph: Transmission, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._plan = plan
+        self._radio = radio
+        self._flowgraph = flowgraph
+        self._clock = clock
+        self._begin = self._moved = clock()
+        self._last = 0
+        self._gains = list(plan.gains_db)
+        self.gain_db: float | None = None
+
+    def tick(self) -> None:
+        """Take the next step.
+
+        Raises:
+            RadioError: the radio took another gain than asked for, the gain is late, samples do not flow, or the
+                transmission lasts longer than planned.
+        """
+        flow, plan, now = self._flowgraph, self._plan, self._clock()
+        if self._gains:
+            if flow.sent() >= flow.lead_samples:
+                raise RadioError("the transmit gain was not reached before the waveform began; nothing more is sent")
+            wanted = self._gains.pop(0)
+            self.gain_db = self._radio.set_tx_gain_db(wanted)
+            if self.gain_db > wanted + 0.5:
+                raise RadioError(
+                    f"the radio set a transmit gain of {self.gain_db:g} dB where {wanted:g} dB were asked for"
+                )
+        if flow.sent() > self._last:
+            self._last, self._moved = flow.sent(), now
+        if now - self._moved > _STALL_S:
+            raise RadioError(f"no samples went to the radio for {_STALL_S:g} s; the transmission was stopped")
+        longest = 1.5 * flow.total_samples / plan.sample_rate_hz + _STALL_S
+        if now - self._begin > longest:
+            raise RadioError(f"the transmission did not end within {longest:.1f} s and was stopped")
+
+
+def transmit(
+    plan: Plan,
+    code: str,
+    radio: Radio,
+    recording: Recording,
+    log: Path,
+    *,
+    receivers: Sequence[Any] = (),
+    on_progress: OnProgress | None = None,
+) -> Sent:
+    """Send a plan that a dry run has shown.
+
+    The radio starts at its lowest gain; the gain rises in steps while silence is sent, and falls back to the lowest
+    when the transmission ends, however it ends. A line in the log tells the beginning, another the end.
+
+    Args:
+        plan: what is sent.
+        code: of the plan, as the dry run showed it.
+        radio: of `open_radio`.
+        recording: of `own_waveform`.
+        log: file that takes the lines.
+        receivers: see `Transmission`.
+        on_progress: called with the share sent.
+
+    Raises:
+        RadioError: the plan is refused, the code is another plan's, or the radio does not do as told.
+        StorageError: the log cannot be written; then nothing is sent.
+    """
+    if plan.judgement.refusals:
+        raise RadioError(f"not sent: {'; '.join(plan.judgement.refusals)}")
+    if code != plan.code:
+        raise RadioError(
+            f"not sent: code {code!r} is that of another plan or of none; look at the plan with a dry run, which shows "
+            "its code"
+        )
+    entry = {"id": uuid.uuid4().hex, "operator": getpass.getuser(), "plan": plan.as_dict(), "code": plan.code}
+    _append(log, {"event": "begin", **entry})
+    begin, sent, outcome = time.monotonic(), 0, "failed"
+    try:
+        gains = plan.gains_db[:1] * radio.capabilities.n_tx
+        settings = Settings(plan.sample_rate_hz, plan.request.frequency_hz, tx_gain_db=gains)
+        _check_settings(settings, radio.configure(settings))
+        flowgraph = Transmission(plan, recording, radio, receivers)
+        watch = Watch(plan, radio, flowgraph)
+
+        def tick() -> None:
+            watch.tick()
+            if on_progress is not None:
+                on_progress("sending", min(1.0, flowgraph.sent() / flowgraph.total_samples))
+
+        try:
+            interrupted = execute(flowgraph, flowgraph.failure, tick)
+        finally:
+            sent = max(0, min(flowgraph.sent() - flowgraph.lead_samples, flowgraph.waveform_samples))
+            if plan.gains_db:
+                radio.set_tx_gain_db(plan.gains_db[0])
+        outcome = "interrupted" if interrupted else "done"
+        return Sent(sent, time.monotonic() - begin, watch.gain_db, radio.counts(), interrupted)
+    except BaseException as error:
+        outcome = f"failed: {error or type(error).__name__}"
+        raise
+    finally:
+        seconds = time.monotonic() - begin
+        _append(log, {"event": "end", "id": entry["id"], "outcome": outcome, "samples": sent, "seconds": seconds})
+
+
+def _check_settings(asked: Settings, actual: Settings) -> None:
+    """Refuse a radio that took something else: rates by a millionth, frequencies by a hundredth of the band."""
+    if abs(actual.sample_rate_hz - asked.sample_rate_hz) > 1e-6 * asked.sample_rate_hz:
+        raise RadioError(
+            f"not sent: the radio took a sample rate of {actual.sample_rate_hz:.10g} Hz where "
+            f"{asked.sample_rate_hz:.10g} Hz were asked for"
+        )
+    if abs(actual.frequency_hz - asked.frequency_hz) > 0.01 * asked.sample_rate_hz:
+        raise RadioError(
+            f"not sent: the radio took a centre frequency of {actual.frequency_hz:.12g} Hz where "
+            f"{asked.frequency_hz:.12g} Hz were asked for"
+        )
+
+
+def default_log() -> Path:
+    """Log of this account, for sites that name none."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
+    return state / "semair" / "transmissions.jsonl"
+
+
+def _append(log: Path, entry: dict[str, Any]) -> None:
+    """One line at the end of the log, on disk before anything goes on."""
+    line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **entry}, default=str) + "\n"
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StorageError(f"the log {log} cannot be written ({error.strerror}); nothing is sent without it") from error
