@@ -198,7 +198,7 @@ def _tar_members(path: Path, tar: tarfile.TarFile, size: int | None) -> Iterator
 
 def _zip_members(path: Path, opened: zipfile.ZipFile) -> Iterator[Member]:
     for info in opened.infolist():
-        if info.is_dir():
+        if info.filename.endswith("/"):
             continue
         kind = stat.S_IFMT(info.external_attr >> 16)
         if kind not in (0, stat.S_IFREG) or info.flag_bits & 1:

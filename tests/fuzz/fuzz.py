@@ -66,12 +66,13 @@ def _fuzz(name: str, seconds: int, corpus: Path, findings: Path) -> str:
         "-print_final_stats=1",
     ]
     command = [sys.executable, "-c", code, str(corpus), *limits, f"-artifact_prefix={findings}/{name}-"]
+    # The fuzzer writes to one, Python's tracebacks go to the other.
     done = subprocess.run(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace", check=False
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
     )
-    (findings / f"{name}.log").write_text(done.stderr)
-    stats = dict(re.findall(r"stat::(\w+):\s+(\d+)", done.stderr))
-    covered = re.findall(r"cov: (\d+) ft: (\d+)", done.stderr) or [("0", "0")]
+    (findings / f"{name}.log").write_text(done.stdout)
+    stats = dict(re.findall(r"stat::(\w+):\s+(\d+)", done.stdout))
+    covered = re.findall(r"cov: (\d+) ft: (\d+)", done.stdout) or [("0", "0")]
     line = (
         f"{stats.get('number_of_executed_units', '?'):>8} executions, {covered[0][0]} -> {covered[-1][0]} edges,"
         f" {covered[-1][1]} features, {stats.get('peak_rss_mb', '?')} MB at most"

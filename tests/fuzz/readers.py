@@ -139,8 +139,8 @@ _CORE = (
     " sample_start sample_count global_index frequency datetime header_bytes label comment uuid freq_lower_edge"
 )
 _OWN = (
-    "n_samples recording_id sources chunks device_time lost_samples clipped_samples unverified_from_sample complete kind"
-    " snr_db snr_method cause channel rx_gain_db clipped_fraction requested roles truth files extra"
+    "n_samples recording_id sources chunks device_time lost_samples clipped_samples unverified_from_sample complete"
+    " kind snr_db snr_method cause channel rx_gain_db clipped_fraction requested roles truth files extra"
 )
 WORDS = [
     *(rf"\"{space}:{key}\"" for space, keys in (("core", _CORE), ("semair", _OWN)) for key in keys.split()),
