@@ -149,7 +149,7 @@ def record(
 
     Ctrl-C, a limit, or a disk that has no more room than its reserve end it with a whole recording.
     """
-    from .flowgraphs.run import frames_for, record_radio
+    from .flowgraphs.run import record_radio
     from .flowgraphs.run import run_random_access as run
 
     chosen = _scenario(scenario, settings)
@@ -171,16 +171,16 @@ def record(
         if heard.interrupted:
             raise typer.Exit(INTERRUPTED)
         return
-    limit, sent = frames_for(chosen, frames, duration, size)
     with _frame_progress("frames", quiet=as_json) as on_progress:
         result = run(
             chosen,
             place,
-            n_frames=sent,
+            n_frames=frames,
             receive=False,
             overwrite=overwrite,
             on_progress=on_progress,
-            max_samples=limit,
+            duration_s=duration,
+            size_bytes=size,
         )
     if as_json:
         print(json.dumps({"folder": str(place), **result.metrics}))
@@ -512,7 +512,7 @@ def benchmark(
     "uad",
     epilog="Examples: semair train uad --config vpl | semair train uad --config mine.toml --folder runs/mine "
     "--minutes 30 | semair train uad --config vpl --folder runs/vpl --resume | semair train uad --config vpl-full "
-    "--device cuda",
+    "--device cuda | semair train uad --from runs/monday --from runs/tuesday --keep-out runs/friday",
 )
 def train_uad(
     config: Annotated[
@@ -523,6 +523,18 @@ def train_uad(
     minutes: Annotated[
         float | None, typer.Option(help="Train for this long: the schedule is fitted to it, and steps do not count.")
     ] = None,
+    recordings: Annotated[
+        list[Path] | None, typer.Option("--from", help="Fine-tune with the recording of this run; repeat for more.")
+    ] = None,
+    keep_out: Annotated[
+        list[Path] | None,
+        typer.Option("--keep-out", help="Judge by this run, never trained with; default: the last of several --from."),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="Fine-tuning: weights to begin with, a name such as uad-lab or a folder.")
+    ] = "uad-lab",
+    steps: Annotated[int, typer.Option(min=1, help="Fine-tuning: steps.")] = 600,
+    share: Annotated[float, typer.Option(help="Fine-tuning: share of steps that take recorded slots.")] = 0.5,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
     overwrite: OverwriteFlag = False,
     show_configs: Annotated[bool, typer.Option("--list", help="List the shipped configurations.")] = False,
@@ -530,8 +542,17 @@ def train_uad(
 ) -> None:
     """Train an activity detector on slots that are drawn afresh in every step.
 
-    Ctrl-C leaves a checkpoint, from which --resume goes on exactly as if nothing had been.
+    With --from, trained weights are fine-tuned with the slots of recorded runs, and compared with what they were on
+    runs that were kept out. Ctrl-C leaves a checkpoint, from which --resume goes on exactly as if nothing had been.
     """
+    if recordings:
+        if config is not None or minutes is not None:
+            raise ScenarioError("--from fine-tunes given --weights for some --steps; leave out --config and --minutes")
+        place = folder or Path("runs") / f"{Path(weights).name}-tuned"
+        _fine_tune(recordings, keep_out, weights, place, steps, share, device, resume, overwrite, as_json)
+        return
+    if keep_out:
+        raise ScenarioError("--keep-out goes with --from, the runs to train with")
     from .models.uad.train import load_config, shipped_configs, train
 
     if show_configs:
@@ -580,6 +601,69 @@ def train_uad(
         out.print(table)
         _say(f"model       {place}, {card.network.n_parameters} parameters, {card.training.time_s:.0f} s")
     if card is None:
+        err.print(f"checkpoint at step {done.steps} in {place}; go on with --resume", markup=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+def _fine_tune(
+    recordings: list[Path],
+    keep_out: list[Path] | None,
+    weights: str,
+    place: Path,
+    steps: int,
+    share: float,
+    device: str,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    from .flowgraphs.uad_slots import recorded_sets
+    from .models.uad.fine_tune import fine_tune, weights_folder
+
+    if not keep_out and len(recordings) < 2:
+        raise ScenarioError(
+            "one run alone cannot be trained with and judged by: give another with --keep-out, or several with --from"
+        )
+    chosen = (recordings, keep_out) if keep_out else (recordings[:-1], recordings[-1:])
+    source = weights_folder(weights)
+    with _share_progress("receiving", quiet=as_json) as on_share:
+        training, judging = recorded_sets(*chosen, on_share)
+    parts = ["semair train uad", *(f"--from {path}" for path in chosen[0]), *(f"--keep-out {p}" for p in chosen[1])]
+    command = " ".join([*parts, f"--weights {weights} --steps {steps} --share {share:g}"])
+    with _training_progress(quiet=as_json) as on_progress:
+        done, rows = fine_tune(
+            source,
+            training,
+            judging,
+            place,
+            steps=steps,
+            share=share,
+            device=device,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            command=command,
+        )
+    if as_json:
+        content = {"folder": str(place), "steps": done.steps, "finished": done.card is not None}
+        print(json.dumps({**content, "comparison": [row.as_dict() for row in rows]}))
+    elif done.card is not None:
+        table = Table("preamble length", "slots", "before", "after", "change", "95 %", title="runs kept out")
+        for row in rows:
+            table.add_row(
+                "all" if row.length is None else str(row.length),
+                str(row.slots),
+                f"{row.before.value:.2e}",
+                f"{row.after.value:.2e}",
+                f"{row.change.value:+.1e}",
+                f"{row.change.low:+.1e} to {row.change.high:+.1e}",
+            )
+        out.print(table)
+        overall = rows[0].change
+        verdict = "better" if overall.high < 0 else "worse" if overall.low > 0 else "no different within the interval"
+        _say(f"after fine-tuning: {verdict}")
+        _say(f"model       {place}; use it with --detector {place}")
+    if done.card is None:
         err.print(f"checkpoint at step {done.steps} in {place}; go on with --resume", markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ..captures.convert import all_finite, interleave
 from ..captures.devicetime import DeviceTime
 from ..captures.gaps import METHOD, Loss, LossFinder
+from ..captures.meta import component_dtype
 from ..captures.writer import RecordingWriter
 from .messages import field
 from .runtime import RX_TIME, WORK_DONE, Failsafe, gr, guarded, input_tags, pmt, time_ticks
@@ -37,6 +40,11 @@ class SigmfSink(Failsafe, gr.sync_block):
             radios deliver them, which are written as they are; needs "ci16_le".
         frame_samples: length of the frames that `frames` tells of; None: such messages are not used.
         writer_options: further arguments of the recording's writer.
+
+    Attributes:
+        writer: of the recording, None before the first samples.
+        closing_fields: called when the recording is closed, for global fields known only then; None: no such fields.
+        signal: what is sent, as `signal:detail` of SigMF's extension, with which the whole recording is annotated.
     """
 
     def __init__(
@@ -71,11 +79,22 @@ class SigmfSink(Failsafe, gr.sync_block):
             overwrite=overwrite,
             **writer_options,
         )
+        self._n_channels, self._item, self._datatype = n_channels, item, datatype
+        self.closing_fields: Callable[[], dict[str, Any]] | None = None
+        self.signal: dict[str, Any] | None = None
         self._clock: tuple[int, int] | None = None
         self._losses = None if frame_samples is None else LossFinder(frame_samples)
         self._found: list[Loss] = []
         self.message_port_register_in(pmt.intern("frames"))
         self.set_msg_handler(pmt.intern("frames"), self.handle_frame)
+
+    def warm_up(self) -> None:
+        """Compile what is compiled at first use."""
+        rows = list(np.zeros((self._n_channels, 1), np.dtype(self._item)))
+        size = component_dtype(self._datatype).itemsize
+        interleave(rows, np.empty(2 * size * self._n_channels, np.uint8), np.zeros(self._n_channels, np.int64))
+        if self._item == np.complex64:
+            all_finite(rows)
 
     @guarded
     def handle_frame(self, message: Any) -> None:
@@ -138,7 +157,10 @@ class SigmfSink(Failsafe, gr.sync_block):
         try:
             if self.writer is not None:
                 self._mark_losses(self.writer)
-                self.writer.close()
+                if self.signal is not None:
+                    detail = {"signal:detail": self.signal}
+                    self.writer.annotate(0, self.writer.n_samples, "signal", standard_fields=detail)
+                self.writer.close(None if self.closing_fields is None else self.closing_fields())
         except Exception as error:
             self.keep(error)
         return True

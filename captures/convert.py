@@ -55,7 +55,8 @@ def _interleave_words(words: Sequence[np.ndarray], out: np.ndarray) -> None:
         return
     together = n_channels // 4 * 4
     for channel in range(0, together, 4):
-        _copy_four(*words[channel : channel + 4], out, channel, n_channels)
+        a, b, c, d = words[channel : channel + 4]
+        _copy_four(a, b, c, d, out, channel, n_channels)
     for channel in range(together, n_channels):
         _copy_one(words[channel], out, channel, n_channels)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sigmf import keys
 
 from .journal import loss_annotation, with_losses
-from .meta import NAMESPACE, prefixed
+from .meta import EXTENSION, NAMESPACE, dumps, load_json, prefixed
+from .storage import replace_file
 
 METHOD = "frame-counter"
 
@@ -96,6 +98,28 @@ def find_losses(frames: Iterable[tuple[int, float]], frame_samples: int, **optio
     return [loss for frame, start in frames if (loss := finder.add(frame, start)) is not None]
 
 
+def mark_losses(path: Path, losses: Iterable[Loss]) -> int:
+    """Write losses into the metadata of a finished recording, at once or not at all; collections over it become stale.
+
+    Args:
+        path: meta file.
+        losses: see `with_found_losses`.
+
+    Returns:
+        How many were not marked before.
+
+    Raises:
+        RecordingError: the file is damaged.
+        StorageError: it cannot be written.
+    """
+    old = load_json(path)
+    new = with_found_losses(old, losses)
+    count = len(new["annotations"]) - len(old["annotations"])
+    if count:
+        replace_file(path, dumps(new))
+    return count
+
+
 def with_found_losses(meta: dict[str, Any], losses: Iterable[Loss]) -> dict[str, Any]:
     """Metadata of a finished recording with losses that were found in its samples.
 
@@ -124,7 +148,7 @@ def with_found_losses(meta: dict[str, Any], losses: Iterable[Loss]) -> dict[str,
         for loss in losses
         if (loss.earliest_start, loss.sample_start - loss.earliest_start) not in known
     ]
-    segments = [
+    segments: list[dict[str, Any]] = [
         {
             "sample_start": capture[keys.SAMPLE_START_KEY],
             "global_index": capture.get(keys.GLOBAL_INDEX_KEY, capture[keys.SAMPLE_START_KEY]),
@@ -144,10 +168,12 @@ def with_found_losses(meta: dict[str, Any], losses: Iterable[Loss]) -> dict[str,
             for key in (f"{NAMESPACE}:device_time", keys.DATETIME_KEY):
                 capture.pop(key, None)
         captures.append(capture)
-    annotations = sorted(
-        [*meta["annotations"], *map(loss_annotation, new)], key=lambda item: item[keys.SAMPLE_START_KEY]
-    )
+    annotations: list[dict[str, Any]] = [*meta["annotations"], *map(loss_annotation, new)]
+    annotations.sort(key=lambda item: item[keys.SAMPLE_START_KEY])
     head = dict(meta["global"])
+    declared = head.get(keys.EXTENSIONS_KEY, [])
+    if all(extension.get("name") != NAMESPACE for extension in declared):
+        head[keys.EXTENSIONS_KEY] = [*declared, EXTENSION]
     lost = head.get(f"{NAMESPACE}:lost_samples", 0) + sum(loss["lost_samples"] for loss in new)
     head.update(prefixed({"lost_samples": lost}))
     return {**meta, "global": head, "captures": captures, "annotations": annotations}

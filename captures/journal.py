@@ -332,8 +332,9 @@ def build_meta(
         if annotation is not None:
             annotations.append(annotation)
     annotations.sort(key=lambda item: item[keys.SAMPLE_START_KEY])
-    meta = {"global": {**head, **prefixed(own)}, "captures": captures, "annotations": annotations}
-    meta["global"][keys.EXTENSIONS_KEY] = declarations(meta)
+    head |= prefixed(own)
+    meta = {"global": head, "captures": captures, "annotations": annotations}
+    head[keys.EXTENSIONS_KEY] = declarations(meta)
     return meta
 
 

@@ -277,6 +277,12 @@ def require_fields(part: str, fields: Mapping[str, Any] | None, n_channels: int 
 
 
 @cache
+def field_names(part: str) -> frozenset[str]:
+    """Names, without prefix, of the semair fields of one metadata object: see `field_problems`."""
+    return frozenset(unprefixed(extension_schema()["$defs"][part]["properties"]))
+
+
+@cache
 def per_channel_fields(part: str) -> frozenset[str]:
     """Full names of the fields of ``global``, ``capture`` ... that are arrays with one entry per channel."""
 

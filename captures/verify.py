@@ -337,5 +337,5 @@ def _story(recording: Recording) -> Iterator[Finding]:
                 "warning",
                 path,
                 f"captures.{index}.{NAMESPACE}:clipped_fraction",
-                f"up to {share:.2%} of the samples of a channel are limited; lower the gain",
+                f"up to {share:.2%} of the samples of a channel are at full scale; lower the gain",
             )

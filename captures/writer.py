@@ -390,14 +390,18 @@ class RecordingWriter:
                 )
             self._put(line)
 
-    def close(self) -> None:
+    def close(self, fields: Mapping[str, Any] | None = None) -> None:
         """Finish: everything on disk, checksum, metadata, final names. A second call does nothing.
+
+        Args:
+            fields: further global fields of the semair namespace, known only now.
 
         Raises:
             StorageError: writing failed; what was kept is named.
-            RecordingError: no sample was written, so that there is no recording.
+            RecordingError: no sample was written, so that there is no recording, or a field is not allowed (nothing
+                is closed then).
         """
-        self._close(complete=True, reason=None)
+        self._close(complete=True, reason=None, fields=require_fields("global", fields, self._n_channels))
 
     def __enter__(self) -> Self:
         return self
@@ -413,13 +417,13 @@ class RecordingWriter:
         except SemairError as err:
             error.add_note(f"Closing the recording {self._paths.name}: {err}")
 
-    def _close(self, *, complete: bool, reason: str | None) -> None:
+    def _close(self, *, complete: bool, reason: str | None, fields: dict[str, Any] | None = None) -> None:
         with self._lock:
             if not self._closed:
                 self._closed = True
                 if self._failure is None and self._crash is None:
                     self._flush_drop()
-                self._queue.put(_End(complete, reason))
+                self._queue.put(_End(complete, reason, fields or {}))
                 self._worker.join()
             if not self._reported:
                 self._raise_failure()
@@ -483,7 +487,7 @@ class RecordingWriter:
                     case dict() as line:
                         self._sink.line(line)
                     case _End() as end:
-                        self._sink.finish(complete=end.complete, reason=end.reason)
+                        self._sink.finish(complete=end.complete, fields=end.fields)
                         return
                     case frames, clipped:
                         self._sink.data(frames, clipped)
@@ -503,9 +507,9 @@ class RecordingWriter:
 class _End:
     """Last item of the queue."""
 
-    def __init__(self, complete: bool, reason: str | None) -> None:
+    def __init__(self, complete: bool, reason: str | None, fields: dict[str, Any]) -> None:
         self.complete = complete
-        self.reason = reason
+        self.fields = fields if reason is None else {**fields, "incomplete_reason": reason}
 
 
 class _NoRoomError(StorageError):
@@ -516,13 +520,18 @@ class _Block:
     """Bytes of the file on their way from the caller to the worker."""
 
     def __init__(self, n_bytes: int, n_channels: int) -> None:
-        self.bytes = np.empty(n_bytes, np.uint8)
-        self.n_channels = n_channels
-        self.reset()
+        memory = np.empty(n_bytes + 2 * storage.ALIGNMENT_BYTES, np.uint8)
+        self._memory = memory[-memory.ctypes.data % storage.ALIGNMENT_BYTES :]
+        self._n_bytes = n_bytes
+        self._n_channels = n_channels
+        self.begin(0)
 
-    def reset(self) -> None:
+    def begin(self, position: int) -> None:
+        """Take the bytes from a position of the file on, which then lie in memory as they do in the file's pages."""
+        first = position % storage.ALIGNMENT_BYTES
+        self.bytes = self._memory[first : first + self._n_bytes]
         self.filled = self.taken = 0
-        self.clipped = np.zeros(self.n_channels, np.int64)
+        self.clipped = np.zeros(self._n_channels, np.int64)
 
 
 class _BlockQueue:
@@ -535,6 +544,7 @@ class _BlockQueue:
     def __init__(self, limit_bytes: int, block_bytes: int, n_channels: int) -> None:
         self._block_bytes = block_bytes
         self._n_channels = n_channels
+        self._position = 0
         self._unmade = max(limit_bytes // block_bytes, 1)
         self._spare: list[_Block] = []
         self._items: deque[Any] = deque()
@@ -568,6 +578,7 @@ class _BlockQueue:
                 else:
                     block = _Block(self._block_bytes, self._n_channels)
                     self._unmade -= 1
+                block.begin(self._position)
                 self._items.append(block)
             return block.bytes[block.filled :]
 
@@ -578,6 +589,7 @@ class _BlockQueue:
                 return
             block = self._items[-1]
             block.filled += size
+            self._position += size
             block.clipped += clipped
             # The worker is not woken for every few bytes.
             if block.filled == len(block.bytes):
@@ -615,13 +627,12 @@ class _BlockQueue:
                 if not ready:
                     return None
                 self._items.popleft()
-                head.reset()
                 self._spare.append(head)
                 self._changed.notify_all()
             self._taken = head
             begin, head.taken = head.taken, head.filled
             clipped, head.clipped = head.clipped, np.zeros(self._n_channels, np.int64)
-            return memoryview(head.bytes[begin : head.filled]), clipped
+            return head.bytes[begin : head.filled].data, clipped
 
     def shut(self) -> None:
         with self._changed:
@@ -732,6 +743,7 @@ class _Sink:
         self._check_room = check_room
         self._sha512 = hashlib.sha512() if sha512 else None
         self._bytes = 0
+        self._file = storage.DirectFile(files.data_fd)
         self._begin_chunk()
 
     def _begin_chunk(self) -> None:
@@ -743,12 +755,11 @@ class _Sink:
         """Append whole frames; a chunk that is full is made durable."""
         if self._chunk_bytes == 0:
             self._check_room()
-        view = frames
+        before = self._file.position
         try:
-            while view:
-                view = view[os.write(self._files.data_fd, view) :]
+            self._file.write(frames)
         except OSError:
-            written = len(frames) - len(view)
+            written = self._file.position - before
             self._count(frames[: written - written % self._ledger.frame_bytes], 0)
             raise
         self._count(frames, clipped)
@@ -811,14 +822,13 @@ class _Sink:
     def _n_samples(self) -> int:
         return self._bytes // self._ledger.frame_bytes
 
-    def finish(self, *, complete: bool, reason: str | None) -> None:
+    def finish(self, *, complete: bool, fields: dict[str, Any]) -> None:
         """Close as a recording with its final name."""
         name = self._files.paths.name
         if self._bytes == 0:
             self._files.discard()
             raise RecordingError(f"recording {name} has no samples; nothing was kept. Write some before closing")
         self.flush_chunk()
-        fields = {} if reason is None else {"incomplete_reason": reason}
         end = {
             "type": "end",
             "n_samples": self._n_samples,

@@ -62,6 +62,8 @@ class RandomAccess(gr.top_block):
             self.nodes.append(rx_sink)
             for port in range(scenario.radio.n_antennas):
                 self.connect((self.source, port), (rx_sink, port))
+            if detector is not None:
+                self.msg_connect((self.synchroniser, "frames"), (rx_sink, "frames"))
         self._collect(receivers or {})
 
     def _add_receiver(self, scenario: Scenario, detector: Detector) -> None:

@@ -29,7 +29,16 @@ from .channel_replay import recorded_channel
 from .execute import execute
 from .metrics import run_metrics
 from .random_access import RandomAccess, tail_samples
-from .recording import RecorderWatch, common_fields, radio_fields, seal_run
+from .recording import (
+    RawResult,
+    RecorderWatch,
+    common_fields,
+    queue_bytes,
+    radio_fields,
+    record_raw,
+    sample_limit,
+    seal_run,
+)
 from .rowlog import RowLog
 from .runfolder import (
     DECISION_FIELDS,
@@ -240,24 +249,26 @@ def run_random_access(
     scenario: Scenario,
     folder: Path,
     *,
-    n_frames: int,
+    n_frames: int | None = None,
     record: bool = True,
     receive: bool = True,
     overwrite: bool = False,
     on_progress: OnProgress | None = None,
-    max_samples: int | None = None,
+    duration_s: float | None = None,
+    size_bytes: float | None = None,
 ) -> RunResult:
     """Run the random-access link and leave a run folder.
 
     Args:
         scenario: the experiment.
         folder: to make.
-        n_frames: frames to send.
+        n_frames: frames to send; None: 200, or as many as the limits below take.
         record: keep the received and the transmitted samples.
         receive: synchronise and decide; without it the run only records, and a replay decides later.
         overwrite: replace an earlier run in this folder.
         on_progress: called about twenty times a second.
-        max_samples: end the run once so many samples per antenna are recorded; None: no limit.
+        duration_s: end the run once so much is recorded; None: no limit.
+        size_bytes: end it before the received data exceed this; None: no limit.
 
     Returns:
         Folder, metrics, and whether Ctrl-C ended it.
@@ -265,7 +276,7 @@ def run_random_access(
     Raises:
         SemairError: anything a user can mend; what was recorded before is kept.
     """
-    if n_frames < 1:
+    if n_frames is not None and n_frames < 1:
         raise ScenarioError(f"frames={n_frames}: at least 1 frame must be sent")
     if not (record or receive):
         raise ScenarioError("nothing to do: a run records, receives, or both")
@@ -274,6 +285,9 @@ def run_random_access(
     radio = make_radio(scenario, recorded)
     requested = requested_settings(scenario)
     actual = radio.configure(requested)
+    max_samples = sample_limit(radio, actual, duration_s, size_bytes)
+    if n_frames is None:
+        n_frames = 200 if max_samples is None else max_samples // scenario.frame.frame_samples + 2
     truth = radio.truth()
     arrival = truth.receive_index if truth else _unknown_arrival
     run_folder = RunFolder(folder)
@@ -301,10 +315,10 @@ def run_random_access(
     with ExitStack() as stack:
         logs = _Logs(run_folder, scenario, stack, arrival)
         logs.progress.expected = n_frames
-        sinks = (None, None)
+        sinks: tuple[SigmfSink | None, SigmfSink | None] = (None, None)
         if record:
-            sinks = _sinks(run_folder, scenario, radio, requested, actual, max_samples)
-            logs.progress.recorder = RecorderWatch(sinks[0], max_samples)
+            sinks = receive_sink, _ = _sinks(run_folder, scenario, radio, requested, actual, max_samples)
+            logs.progress.recorder = RecorderWatch(receive_sink, max_samples)
         flowgraph = RandomAccess(
             scenario,
             radio,
@@ -350,6 +364,11 @@ def run_random_access(
         metrics |= {"kind": "channel-replay", "channel_replay": replayed}
     run_folder.write_json(run_folder.metrics, metrics)
     return RunResult(run_folder, metrics, interrupted)
+
+
+def record_radio(scenario: Scenario, folder: Path, **options: Any) -> RawResult:
+    """Record what the scenario's radio hears, without transmitting and without a receiver: see `record_raw`."""
+    return record_raw(scenario, make_radio(scenario), requested_settings(scenario), folder, **options)
 
 
 def replay_run(
@@ -655,6 +674,7 @@ def _sinks(
         radio.capabilities.datatype,
         max_samples=max_samples,
         frame_samples=None if radio.capabilities.has_hw_time else frame.frame_samples,
+        queue_bytes=queue_bytes(radio, actual),
         description=f"base station antennas, scenario {scenario.name}",
         global_fields={**common, "role": "bs-rx", "tx_recordings": [TX_BEACON_NAME, TX_USERS_NAME]},
         **radio_fields(radio, requested, actual),
@@ -666,10 +686,11 @@ def _sinks(
         actual.sample_rate_hz,
         actual.frequency_hz,
         "cf32_le",
-        signal=_ofdm(frame, 2),
         description="transmitted beacon stream",
         global_fields={**common, "role": "tx-beacon"},
     )
+    receive.closing_fields = lambda: {"radio_counts": radio.counts()}
+    transmit.signal = _ofdm(frame, 2)
     return receive, transmit
 
 

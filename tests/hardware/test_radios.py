@@ -478,7 +478,7 @@ def test_a_receiver_hears_every_frame_at_every_level(level):
 
 
 def test_facts_say_that_nothing_is_hardware():
-    assert loopback().facts() == {"serials": ["loopback"], "driver": "semair loopback"}
+    assert loopback().facts() == {"serials": ["loopback"], "driver": "semair loopback", "agc": False}
     assert loopback().capabilities.path == "loopback"
 
 
