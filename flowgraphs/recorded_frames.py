@@ -10,6 +10,7 @@ import numpy as np
 import scipy.ndimage
 
 from ..blocks.waveforms.frame_sync import FrameFinder, FrameStart
+from ..captures.datasets import gapless
 from ..captures.meta import META_SUFFIX
 from ..captures.reader import Recording
 from ..errors import RecordingError, ScenarioError
@@ -74,7 +75,7 @@ def find_frames(run: RecordedRun, on_share: OnShare | None = None) -> list[tuple
         scenario.frame, recording.n_channels, scenario.max_cfo_hz, scenario.sync.false_alarms_per_sample
     )
     found: list[tuple[FrameStart, int]] = []
-    for index, (begin, end) in enumerate(stretches(recording)):
+    for index, (begin, end) in enumerate(gapless(recording)):
         for start in range(begin, end, _PIECE_SAMPLES):
             piece = recording.read(start, min(_PIECE_SAMPLES, end - start))
             found += [(frame, index) for frame in finder.process(piece)[1]]
@@ -87,21 +88,6 @@ def find_frames(run: RecordedRun, on_share: OnShare | None = None) -> list[tuple
             if place != index or begin <= frame.start <= end - scenario.frame.used_samples
         ]
     return found
-
-
-def stretches(recording: Recording) -> list[tuple[int, int]]:
-    """Spans of a recording, [begin, end) in samples of the file, in which no sample is missing."""
-    spans: list[tuple[int, int]] = []
-    expected: int | None = None
-    for segment in recording.segments:
-        end = segment.sample_start + segment.sample_count
-        joined = spans and segment.global_index is not None and segment.global_index == expected
-        if joined:
-            spans[-1] = (spans[-1][0], end)
-        else:
-            spans.append((segment.sample_start, end))
-        expected = None if segment.global_index is None else segment.global_index + segment.sample_count
-    return spans
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.linalg
 
-# Directions of the prior with less than this share of the strongest one's power are left out.
-_LEAST_SHARE = 1e-3
+# Directions of the prior that would be received with less than this share of the noise's energy are left out.
+_LEAST_ENERGY = 0.1
 _CFO_ROUNDS = 2
 _COMMON_FRAMES = 4
 
@@ -55,10 +55,10 @@ class Prior:
     powers: dict[int, float]
     default_power: float
 
-    def root(self) -> np.ndarray:
-        """Directions that matter, scaled by their amplitudes; complex128, (delays, directions)."""
+    def root(self, least: float) -> np.ndarray:
+        """Directions of more than `least` power, scaled by their amplitudes; complex128, (delays, directions)."""
         values, vectors = np.linalg.eigh(self.covariance)
-        kept = values > _LEAST_SHARE * values[-1]
+        kept = values > min(max(least, 1e-9), 0.9 * values[-1])
         return vectors[:, kept] * np.sqrt(values[kept])
 
     def power_of(self, sources: np.ndarray) -> np.ndarray:
@@ -104,7 +104,7 @@ def start_prior(
         power: mean power of the taps over that of the noise.
     """
     delays = np.arange(n_delays) + first_delay_samples
-    envelope = np.exp(-np.where(delays < 0, -delays / 1.5, delays / decay_samples)) + 1e-3
+    envelope = np.exp(-np.where(delays < 0, -delays / 1.5, delays / decay_samples)) + 3e-3
     amplitudes = np.sqrt(envelope / envelope.sum())
     covariance = scipy.linalg.toeplitz(np.sinc(occupied * np.arange(n_delays))).astype(complex)
     covariance *= amplitudes[:, None] * amplitudes
@@ -130,8 +130,9 @@ def estimate_taps(observation: Observation, prior: Prior, rate_hz: float = 1.0, 
     received = (observation.received / np.sqrt(noise)[:, None]).astype(np.complex64)
     waves = np.asarray(observation.waves, complex)
     n_sources, n_antennas = len(waves), len(received)
-    root, delays = prior.root(), len(prior.covariance)
     amplitudes = np.sqrt(prior.power_of(observation.sources))
+    energy = float(np.max(amplitudes**2 * np.sum(np.abs(waves) ** 2, axis=1), initial=0.0))
+    root, delays = prior.root(_LEAST_ENERGY / max(energy, 1e-9)), len(prior.covariance)
     times_s = (np.arange(waves.shape[1]) - (waves.shape[1] - 1) / 2) / rate_hz
     offsets_hz = np.zeros(n_sources)
     n_weights = n_sources * root.shape[1]

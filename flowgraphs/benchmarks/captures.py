@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _captures_recorder
+from . import _captures_channel, _captures_recorder, _captures_tools
 from .entry import Measurement
 
 AREA = "captures"
@@ -12,4 +12,6 @@ def measurements(quick: bool) -> list[Measurement]:
     """All measurements of this area; `quick` takes fewer draws and shorter runs."""
     return [
         *_captures_recorder.measurements(quick),
+        *_captures_tools.measurements(quick),
+        *_captures_channel.measurements(quick),
     ]

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -37,7 +38,7 @@ from ..cards import (
 )
 from ..statistics import mean_ci95
 from . import networks
-from .draws import Mixture, draw
+from .draws import Mixture, Slots, draw
 
 SHIPPED = Path(__file__).parent / "configs"
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -237,20 +238,22 @@ def train(
         StorageError: the folder cannot be written.
     """
     place = Path(folder)
-    where = _checked_device(device)
+    where = checked_device(device)
     if minutes is not None and not minutes > 0:
         raise ScenarioError(f"minutes={minutes:g}: a positive time")
-    run = _Run(config, place, where, minutes)
+    run = TrainingRun(config, place, where, minutes)
+    return sit(run, resume, overwrite, on_progress, command or f"semair train uad --config {config.name}")
+
+
+def sit(run: TrainingRun, resume: bool, overwrite: bool, on_progress: OnProgress | None, command: str) -> Trained:
+    """Take a training run to its end, or to an interruption; see `train`."""
     if resume:
         run.restore()
     else:
-        _make_way(place, overwrite)
+        _make_way(run.place, overwrite)
     with _interruptible() as stop:
         finished = run.loop(stop, on_progress)
-    if not finished:
-        return Trained(place, None, run.step)
-    card = run.finish(command or f"semair train uad --config {config.name}")
-    return Trained(place, card, run.step)
+    return Trained(run.place, run.finish(command) if finished else None, run.step)
 
 
 def error_counts(
@@ -291,6 +294,24 @@ def error_counts(
     return missed, alarms, active
 
 
+def error_metric(
+    missed: np.ndarray, alarms: np.ndarray, active: np.ndarray, n_users: int, conditions: Mapping[str, Any]
+) -> Metric:
+    """Error probability with its interval over slots, from the counts of `error_counts`."""
+    interval = mean_ci95((missed + alarms) / n_users, unit=1 / n_users)
+    return Metric(
+        name="error_probability",
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        conditions={
+            **conditions,
+            "missed": float(missed.sum() / max(active.sum(), 1)),
+            "false_alarms": float(alarms.sum() / max((n_users - active).sum(), 1)),
+        },
+    )
+
+
 def learning_rate(optimiser: OptimiserSection, share: float) -> float:
     """Learning rate when `share` of the run is done."""
     if share < optimiser.warmup:
@@ -304,8 +325,11 @@ def learning_rate(optimiser: OptimiserSection, share: float) -> float:
     return optimiser.lr * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))
 
 
-class _Run:
+class TrainingRun:
     """State of one training run: everything that a checkpoint holds."""
+
+    origin: Mapping[str, Any] = MappingProxyType({})
+    """What the run depends on beside its configuration, in plain values; a checkpoint of another one is refused."""
 
     def __init__(self, config: TrainingConfig, place: Path, device: torch.device, minutes: float | None) -> None:
         self.config, self.place, self.device, self.minutes = config, place, device, minutes
@@ -332,6 +356,8 @@ class _Run:
         self.loss_count = 0
         self.curve: list[dict[str, Any]] = []
         self.error: dict[int, float] = {}
+        self.findings: dict[str, Any] = {}
+        """For the card's details, noted by `measure`."""
         # Of the code as it is loaded now: the working copy may change under a run of hours.
         self.commits: list[str] = [commit] if (commit := git_commit()) else []
 
@@ -373,7 +399,7 @@ class _Run:
         """One step on slots never seen before."""
         settings = self.config.optimiser
         generator = torch.Generator().manual_seed(_seed(self.config.seed, "training", self.step))
-        slots = draw(self.config.mixture, self.pool, settings.batch, generator, self.device)
+        slots = self.draw(generator)
         with torch.no_grad():
             prepared = self.network.prepare(slots.y, slots.preambles, slots.noise_power, slots.activity)
         for group in self.optimiser.param_groups:
@@ -399,6 +425,10 @@ class _Run:
         # Reading a number waits for the device: seldom on a GPU.
         if self.device.type == "cpu" or self.step % 50 == 0:
             self.refuse_nan()
+
+    def draw(self, generator: torch.Generator) -> Slots:
+        """Slots of one step."""
+        return draw(self.config.mixture, self.pool, self.config.optimiser.batch, generator, self.device)
 
     def recent_loss(self) -> float:
         """Mean loss since the last validation; that up to it while too few steps have followed."""
@@ -465,6 +495,7 @@ class _Run:
             "curve": self.curve,
             "error": self.error,
             "commits": self.commits,
+            "origin": dict(self.origin),
         }
         plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         try:
@@ -490,6 +521,11 @@ class _Run:
                 raise ModelError(
                     f"{path} was written with another configuration: {', '.join(odd)} differ; resume with the same, "
                     "or begin anew with --overwrite"
+                )
+            if state.get("origin", {}) != json.loads(json.dumps(dict(self.origin))):
+                raise ModelError(
+                    f"{path} was written with other weights or recordings; resume with the same, or begin anew with "
+                    "--overwrite"
                 )
             self.network.load_state_dict(_under("network.", tensors))
             settings = self.optimiser.state_dict()
@@ -517,10 +553,9 @@ class _Run:
                 f"checkpoint {path} is damaged or foreign: {error}; begin anew with --overwrite"
             ) from error
 
-    def finish(self, command: str) -> Card:
-        """Measure on draws that training never used, and write model, card and curve."""
+    def measure(self, network: networks.Network) -> tuple[Metric, ...]:
+        """Error probability per length, on draws that training never used."""
         config = self.config
-        network = self.kept()
         metrics: list[Metric] = []
         slots = config.validation.test_slots
         for length in config.validation_lengths:
@@ -528,20 +563,13 @@ class _Run:
             missed, alarms, active = error_counts(network, config.mixture, length, slots, seed, self.device)
             users = config.mixture.n_users
             conditions = {"length": length, "slots": slots, "decisions": slots * users, "threshold": 0.5}
-            interval = mean_ci95((missed + alarms) / users, unit=1 / users)
-            metrics.append(
-                Metric(
-                    name="error_probability",
-                    value=interval.value,
-                    low=interval.low,
-                    high=interval.high,
-                    conditions={
-                        **conditions,
-                        "missed": float(missed.sum() / max(active.sum(), 1)),
-                        "false_alarms": float(alarms.sum() / max((users - active).sum(), 1)),
-                    },
-                )
-            )
+            metrics.append(error_metric(missed, alarms, active, users, conditions))
+        return tuple(metrics)
+
+    def finish(self, command: str) -> Card:
+        """Measure on draws that training never used, and write model, card and curve."""
+        config = self.config
+        network = self.kept()
         kind = type(network).kind
         card = Card(
             name=config.name,
@@ -564,12 +592,14 @@ class _Run:
                 device=_device_name(self.device),
                 curve=tuple(self.curve),
             ),
-            metrics=tuple(metrics),
+            metrics=self.measure(network),
             git_commit=self.commits[-1] if self.commits else None,
             details={
                 **({"minutes": self.minutes} if self.minutes is not None else {}),
                 # One sitting after another, when the code changed in between.
                 **({"commits": self.commits} if len(self.commits) > 1 else {}),
+                **self.origin,
+                **self.findings,
             },
         )
         written = save_model(self.place, card, network.state_dict())
@@ -652,7 +682,7 @@ def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _checked_device(name: str) -> torch.device:
+def checked_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:

@@ -147,7 +147,7 @@ def test_channels_of_the_emulated_air_are_found(rng):
         seed=3,
     )
     preambles = (rng.choice([-1, 1], (28, 20)) + 1j * rng.choice([-1, 1], (28, 20))) / np.sqrt(2)
-    n_frames, lead = 12, 16
+    n_frames, lead = 6, 16
     who = [rng.choice(20, 5, replace=False) for _ in range(n_frames)]
     bursts = np.array([access_burst(fmt, preambles[:, user]) for user in range(20)])
     for frame in range(n_frames):
@@ -166,7 +166,7 @@ def test_channels_of_the_emulated_air_are_found(rng):
         )
         for f in range(n_frames)
     ]
-    prior = learn_prior(observations, start_prior(-8, 25, 0.75, power=20.0), 4)
+    prior = learn_prior(observations, start_prior(-8, 25, 0.75, power=20.0), 3)
     wrong, power, said = 0.0, 0.0, []
     # Where users send: between the outermost access groups, everywhere.
     freqs_hz = np.sort(np.fft.fftfreq(fmt.n_fft)[fmt.access_subcarriers.reshape(-1)]) * fmt.sample_rate_hz
@@ -183,5 +183,6 @@ def test_channels_of_the_emulated_air_are_found(rng):
     error_db = 10 * np.log10(wrong / power)
     # 13 dB per cell, 448 cells for some 8 degrees of freedom: about -30 dB less what the delay kernels leave.
     assert error_db < -23
-    # 60 links: the said error holds within 2 dB.
-    assert error_db == pytest.approx(10 * np.log10(np.mean(said)), abs=2)
+    # 30 links: the said error covers the true one, and is larger only by what lies between the users' subcarriers.
+    said_db = 10 * np.log10(np.mean(said))
+    assert said_db - 5 < error_db < said_db + 1

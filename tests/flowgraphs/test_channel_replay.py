@@ -10,9 +10,10 @@ import pytest
 pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
 
 from semair.captures.channels import read_channels
+from semair.captures.datasets import gapless
 from semair.errors import RecordingError, ScenarioError
 from semair.flowgraphs.channel_replay import estimate_run, recorded_channel
-from semair.flowgraphs.recorded_frames import RecordedRun, find_frames, stretches
+from semair.flowgraphs.recorded_frames import RecordedRun, find_frames
 from semair.flowgraphs.run import make_radio, replay_run, requested_settings, run_random_access
 from semair.flowgraphs.runfolder import RunFolder
 from semair.flowgraphs.scenario import load_scenario
@@ -89,7 +90,7 @@ def test_clocks_and_noise_are_those_of_the_radio(recorded, truth):
 
 def test_no_frame_across_a_gap(recorded):
     run = RecordedRun.open(RunFolder(recorded))
-    spans = stretches(run.recording)
+    spans = gapless(run.recording)
     assert len(spans) == 3
     frames = find_frames(run)
     used = run.scenario.frame.used_samples
