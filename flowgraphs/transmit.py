@@ -38,6 +38,7 @@ LEVEL_WINDOW_S = 1e-3
 """Mean power is that of the loudest stretch this long, so that silence between bursts hides nothing."""
 _GAIN_STEP_DB = 10.0
 _TICK_S = 0.05
+_SPARE_S = 0.5
 _STALL_S = 3.0
 # The radio's own blocks hold some samples back, which must not be the waveform's last.
 _FLUSH_SAMPLES = 65536
@@ -348,8 +349,8 @@ class Transmission(gr.top_block):
         self.source = SigmfSource(recording, **vars(_play_options(plan.request, recording)))
         rate = plan.sample_rate_hz
         self.waveform_samples = self.source.playback.n_samples
-        # Twice the time that the gain needs: its steps are made by this machine's clock, not by the samples'.
-        self.lead_samples = round(2 * (len(plan.gains_db) + 2) * _TICK_S * rate)
+        # Far longer than the gain needs: its steps are made by this machine's clock, not by the samples'.
+        self.lead_samples = round((3 * len(plan.gains_db) * _TICK_S + _SPARE_S) * rate)
         self.total_samples = self.lead_samples + self.waveform_samples + _FLUSH_SAMPLES
         sink = radio.sink()
         self.nodes: list[Any] = [self.source, sink, *receivers]
