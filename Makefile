@@ -6,7 +6,7 @@ SEMAIR  := $(VENV)/bin/semair
 APT     := gnuradio libiio-utils uhd-host gir1.2-gtk-3.0 python3-venv xvfb
 STAMP   := $(VENV)/.installed
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint fuzz setup clean
 
 demo: setup
 	$(SEMAIR) run random-access --scenario lab --frames 200 --folder runs/demo --overwrite
@@ -20,6 +20,10 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/semair
 	MYPYPATH=$(VENV)/typing $(VENV)/bin/mypy
+
+fuzz: setup
+	$(PY) -m pip install -q -c constraints.txt -e '.[fuzz]'
+	$(PY) tests/fuzz/fuzz.py --seconds 600 --findings build/fuzz
 
 setup: $(STAMP)
 
@@ -36,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	test -x $(PY) || /usr/bin/python3 -m venv --system-site-packages $(VENV)
 	# By itself and first, so that nothing else chooses the build; training on a GPU has its own environment.
 	$(PY) -m pip install -q -c constraints.txt torch==2.13.0
-	$(PY) -m pip install -q -c constraints.txt -e '.[dev]'
+	$(PY) -m pip install -q -c constraints.txt -e '.[dev,hdf5]'
 	touch $@
 
 clean:

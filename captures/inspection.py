@@ -9,8 +9,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy.signal import get_window
-from scipy.stats import gamma
 from sigmf import keys
 
 from .reader import Annotation, OnShare, Recording, Segment
@@ -18,6 +16,8 @@ from .reader import Annotation, OnShare, Recording, Segment
 BLOCK_SAMPLES = 64
 """Powers are averaged over so many samples where the noise floor is looked for."""
 FLOOR_SHARE = 0.05
+_FLOOR_BIAS_DB = -0.949
+"""The mean of 64 exponential powers, a gamma variable of shape 64: its 5 % quantile beside its mean."""
 _PIECE_SAMPLES = 1 << 16
 _LOWEST_DB, _STEP_DB, _N_BINS = -200.0, 0.05, 8000
 
@@ -121,7 +121,7 @@ def spectrogram(recording: Recording, n_columns: int = 400, n_bins: int = 256) -
     n_bins = min(n_bins, 1 << (recording.n_samples.bit_length() // 2))
     n_columns = max(1, min(n_columns, recording.n_samples // n_bins))
     edges = np.arange(n_columns + 1) * recording.n_samples // n_columns
-    window = get_window("hann", n_bins) if n_bins >= 8 else np.ones(n_bins)
+    window = np.hanning(n_bins + 1)[:-1] if n_bins >= 8 else np.ones(n_bins)
     window = window / np.sqrt(np.sum(window**2) * n_bins)
     power = np.empty((recording.n_channels, n_bins, n_columns))
     for column, (start, stop) in enumerate(pairwise(edges)):
@@ -231,9 +231,7 @@ def _floor(histogram: np.ndarray) -> np.ndarray:
     below = np.cumsum(histogram, axis=1)
     at = (below >= np.maximum(FLOOR_SHARE * count, 1)[:, None]).argmax(axis=1)
     level = _LOWEST_DB + (at + 0.5) * _STEP_DB
-    # The mean of N exponential powers is a gamma variable of shape N: that is its quantile beside its mean.
-    bias_db = _db(gamma.ppf(FLOOR_SHARE, BLOCK_SAMPLES) / BLOCK_SAMPLES)
-    return np.where(count > 0, level - bias_db, -np.inf)
+    return np.where(count > 0, level - _FLOOR_BIAS_DB, -np.inf)
 
 
 def _db(power: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Figures of recordings: what the recorder loses and costs, what survives, what a check catches, what can be replayed."""
+"""Figures of recordings: what the recorder loses and costs, what survives, what checks catch, what can be replayed."""
 
 from __future__ import annotations
 
