@@ -138,7 +138,7 @@ def with_found_losses(meta: dict[str, Any], losses: Iterable[Loss]) -> dict[str,
         for a in meta["annotations"]
         if a.get(f"{NAMESPACE}:kind") == "gap"
     }
-    new = [
+    new: list[dict[str, Any]] = [
         {
             "sample_start": loss.sample_start,
             "earliest_start": loss.earliest_start,

@@ -21,8 +21,7 @@ _PLACE = re.compile(rb'"semair:seal": ?"([0-9a-f]{64})-([0-9a-f]{8})"')
 _CHUNK = re.compile(r"([0-9]{1,18}) ([0-9a-f]{64})")
 _READ_BYTES = 1 << 20
 _CRC_POLYNOMIAL = 0xEDB88320
-_STEPS = 1 << 15
-_LOCATABLE_BYTES = _STEPS * _STEPS // 8
+_LOCATABLE_BYTES = 1 << 27
 
 
 def seal_text(text: bytes) -> bytes:
@@ -155,13 +154,14 @@ def flipped_bit(content: bytes, crc: int) -> int | None:
     difference = zlib.crc32(content) ^ crc
     forward = np.array([_CRC_POLYNOMIAL] + [1 << bit for bit in range(31)], np.uint32)
     backward = np.array([1 << (bit + 1) for bit in range(31)] + [((1 << 31 ^ _CRC_POLYNOMIAL) << 1 | 1) & 0xFFFFFFFF])
-    baby = _powers(forward, 1)
+    doublings = (n_bits.bit_length() + 1) // 2
+    baby = _powers(forward, 1, doublings)
     giant_step = backward.astype(np.uint32)
-    for _ in range(_STEPS.bit_length() - 1):
+    for _ in range(doublings):
         giant_step = _apply(giant_step, giant_step)
-    giant = _powers(giant_step, difference)
+    giant = _powers(giant_step, difference, doublings)
     for j in np.flatnonzero(np.isin(giant, baby)):
-        following = int(j) * _STEPS + int(np.flatnonzero(baby == giant[j])[0])
+        following = (int(j) << doublings) + int(np.flatnonzero(baby == giant[j])[0])
         if 1 <= following <= n_bits:
             return n_bits - following
     return None
@@ -175,10 +175,10 @@ def _apply(images: np.ndarray, values: np.ndarray) -> np.ndarray:
     return out
 
 
-def _powers(step: np.ndarray, start: int) -> np.ndarray:
-    """start, step(start), step(step(start)) and so on; uint32, (_STEPS,)."""
+def _powers(step: np.ndarray, start: int, doublings: int) -> np.ndarray:
+    """start, step(start), step(step(start)) and so on; uint32, (2**doublings,)."""
     values = np.array([start], np.uint32)
-    while len(values) < _STEPS:
+    for _ in range(doublings):
         values = np.concatenate([values, _apply(step, values)])
         step = _apply(step, step)
     return values

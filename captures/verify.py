@@ -27,7 +27,7 @@ from .meta import (
     meta_problems,
 )
 from .reader import Recording, find_meta
-from .seal import damaged_chunks, file_problem, seal_problem
+from .seal import SEAL_KEY, damaged_chunks, file_problem, seal_problem
 
 CLIPPED_SHARE_LIMIT = 1e-3
 """Share of limited samples from which on a warning is given: at 0.1 % clipping noise of OFDM nears -40 dB."""
@@ -170,7 +170,9 @@ def _collection(path: Path, *, recordings: bool) -> Iterator[Finding]:
 
 def _sealed(path: Path, meta: dict) -> Iterator[Finding]:
     """Whether metadata of this project are as they were written, to the last blank."""
-    problem = seal_problem(path.read_bytes()) if is_sealed_kind(meta) else None
+    text = path.read_bytes()
+    # Asked for by the version of the extension, or there: a change of either alone must not hide the other.
+    problem = seal_problem(text) if is_sealed_kind(meta) or SEAL_KEY.encode() in text else None
     if problem is not None:
         yield Finding("error", path, "", f"changed after it was written: {problem}; restore it from a copy")
 

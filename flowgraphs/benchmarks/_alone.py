@@ -96,7 +96,19 @@ def long_run(given: dict[str, Any]) -> None:
     )
 
 
-TASKS = {"detector-times": detector_times, "uad-latencies": uad_latencies, "long-run": long_run}
+def record_at_rate(given: dict[str, Any]) -> None:
+    """Record at 160 MB/s, or write as much with GNU Radio's file sinks; writes one line of times and counts."""
+    from ._captures_recorder import record_at_rate as measure
+
+    measure(given, _write)
+
+
+TASKS = {
+    "record-at-rate": record_at_rate,
+    "detector-times": detector_times,
+    "uad-latencies": uad_latencies,
+    "long-run": long_run,
+}
 
 
 def _write(result: dict[str, Any]) -> None:

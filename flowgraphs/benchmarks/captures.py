@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _captures_channel, _captures_recorder, _captures_tools
+from . import _captures_channel, _captures_recorder, _captures_replay, _captures_tools
 from .entry import Measurement
 
 AREA = "captures"
@@ -13,5 +13,6 @@ def measurements(quick: bool) -> list[Measurement]:
     return [
         *_captures_recorder.measurements(quick),
         *_captures_tools.measurements(quick),
+        *_captures_replay.measurements(quick),
         *_captures_channel.measurements(quick),
     ]
