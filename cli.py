@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -255,6 +256,8 @@ def replay(
     from .blocks.playback import PlayOptions
     from .flowgraphs.run import replay_recording, replay_run
 
+    # Where a replay stopped is told with its result.
+    logging.getLogger("semair.blocks.sigmf_source").setLevel(logging.ERROR)
     play = PlayOptions(
         channels=_channel_list(channels),
         gaps=gaps,  # type: ignore[arg-type]
