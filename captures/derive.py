@@ -201,11 +201,9 @@ def excerpt(
     captures = [
         _moved(recording, segment, start, stop) for segment in recording.segments if _inside(segment, start, stop)
     ]
-    annotations = [
-        moved
-        for item in recording.annotations
-        if (moved := _cut(item.raw, item.sample_start, item.sample_count, start, stop))
-    ]
+    at_end = stop == recording.n_samples
+    cut = [_cut(a.raw, a.sample_start, a.sample_count, start, stop, at_end=at_end) for a in recording.annotations]
+    annotations = [annotation for annotation in cut if annotation is not None]
     gaps = [a for a in annotations if a.get(f"{NAMESPACE}:kind") == "gap"]
     own: dict[str, Any] = {"recording_id": uuid.uuid4().hex, "n_samples": stop - start}
     if "lost_samples" in kept:
@@ -286,11 +284,12 @@ def later_date(text: Any, seconds: Fraction) -> str | None:
     return f"{whole:%Y-%m-%dT%H:%M:%S}{'.' + digits if digits else ''}Z"
 
 
-def _cut(raw: dict[str, Any], first: int, count: int, start: int, stop: int) -> dict[str, Any] | None:
+def _cut(raw: dict[str, Any], first: int, count: int, start: int, stop: int, *, at_end: bool) -> dict[str, Any] | None:
     """Annotation within a stretch; None if it lies outside. One of no length belongs to the sample after it, and a gap
     before the first sample is none within the stretch."""
     instant = count == 0
-    if instant and not (start < first < stop or (first == start and raw.get(f"{NAMESPACE}:kind") != "gap")):
+    gap = raw.get(f"{NAMESPACE}:kind") == "gap"
+    if instant and not (start < first < stop or (first == start and not gap) or (first == stop and at_end)):
         return None
     if not instant and (first >= stop or first + count <= start):
         return None

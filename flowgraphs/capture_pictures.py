@@ -116,7 +116,7 @@ def _time_unit(recording: Recording) -> tuple[str, float]:
 
 def _mark(axes: Axes, gaps: list[float]) -> None:
     for at in gaps[:: 1 + len(gaps) // _GAP_LINES]:
-        axes.axvline(at, color=_GAP, linewidth=1.1, linestyle="--")
+        axes.axvline(at, color=_GAP, linewidth=1.8, linestyle=(0, (4, 2)))
 
 
 def _draw_levels(axes: Axes, recording: Recording, levels: Levels, gaps: list[float], unit: str, scale: float) -> None:

@@ -146,6 +146,16 @@ def test_damage_gets_no_fresh_checksum(gapped):
     assert sorted(p.name for p in folder.iterdir()) == before
 
 
+def test_a_gap_after_the_last_sample_goes_with_it(tmp_path, grid_samples):
+    with RecordingWriter(
+        tmp_path, "rec", n_channels=1, datatype="ci16_le", sample_rate_hz=1e6, min_free_bytes=0
+    ) as writer:
+        writer.write(grid_samples(1, 10))
+        writer.gap(4)
+    source = Recording.open(writer.path)
+    assert [trim(source, a, b).global_fields["lost_samples"] for a, b in ((0, 10), (3, 10), (0, 9))] == [4, 4, 0]
+
+
 def test_nothing_is_replaced_unasked(gapped):
     trim(gapped, 0, 10, name="part")
     with pytest.raises(RecordingError, match="exists"):
