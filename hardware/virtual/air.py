@@ -110,6 +110,7 @@ class TxChain(Chain):
 
     def __init__(self, radio: AirRadio, number: int, position: int, rate_hz: float) -> None:
         super().__init__(radio, number, position, rate_hz)
+        self.reserved = 0
         self._lock = threading.Lock()
         self._ring = np.zeros(0, dtype=np.complex64)
         self._first = self._end = 0
@@ -400,6 +401,10 @@ class VirtualAir:
         """
         chain.put(start_index, np.asarray(samples, dtype=np.complex64), self._capacity(chain))
 
+    def reserve(self, chain: TxChain, n: int) -> None:
+        """Allow samples to be handed over this far ahead, whatever the history's length."""
+        chain.reserved = n
+
     def set_background(self, chain: TxChain, function: Background | None, at_index: int | None = None) -> None:
         """Say what a chain sends where nothing was handed over: a cyclic buffer, tones, or None for silence."""
         chain.put_background(function, self.now(chain) if at_index is None else at_index)
@@ -496,8 +501,8 @@ class VirtualAir:
             found = np.array([10 ** (self.path_gain_db / 20)], dtype=np.complex64)
         return found
 
-    def _capacity(self, chain: Chain) -> int:
-        return min(max(int(2 * self.history_s * chain.rate_hz), 1 << 20), 1 << 24)
+    def _capacity(self, chain: TxChain) -> int:
+        return min(max(int(2 * self.history_s * chain.rate_hz), 1 << 20), 1 << 24) + 2 * chain.reserved
 
     def _filter(self, bandwidth_hz: float, rate_hz: float) -> np.ndarray:
         """Taps of an analogue filter, (taps,) complex64; one tap where it passes everything."""
