@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sigmf
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from semair.captures.archive import archive
 from semair.captures.collection import open_collection, write_collection
@@ -59,6 +59,7 @@ def whole(recording: Recording) -> Recording:
     return recording
 
 
+@settings(max_examples=40)
 @given(bounds=st.tuples(st.integers(0, 300), st.integers(0, 300)))
 def test_a_part_holds_what_was_there_with_times_and_gaps_of_its_own(tmp_path_factory, bounds):
     folder = tmp_path_factory.mktemp("trim")

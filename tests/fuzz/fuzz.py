@@ -59,7 +59,7 @@ def _fuzz(name: str, seconds: int, corpus: Path, findings: Path) -> str:
     )
     # Seconds per execution, and megabytes of the process, libraries included.
     limits = [
-        "-timeout=20",
+        "-timeout=100",
         "-rss_limit_mb=3000",
         f"-max_total_time={seconds}",
         "-max_len=20000",
