@@ -267,7 +267,9 @@ def replay(
         frame_start=frame_start,
     )
     if reference is not None:
-        _search(path, reference, max_cfo, false_alarms, threshold, rate, annotations_at, tolerance, play, as_json)
+        _search(
+            path, reference, max_cfo, false_alarms, threshold, rate, annotations_at, tolerance, play, speed, as_json
+        )
         return
     if scenario is None and path.is_file():
         raise ScenarioError(
@@ -1098,6 +1100,7 @@ def _search(
     annotations_at: int | None,
     tolerance: int,
     play: PlayOptions,
+    speed: float | None,
     as_json: bool,
 ) -> None:
     from .blocks.waveforms.references import load_reference
@@ -1112,6 +1115,7 @@ def _search(
             threshold=threshold,
             sample_rate_hz=rate,
             play=play,
+            speed=speed,
             on_progress=lambda share: on_progress("samples", share),
         )
     comparison = None if annotations_at is None else compare_with_annotations(played, found, annotations_at, tolerance)

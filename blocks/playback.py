@@ -20,6 +20,8 @@ Gaps = Literal["as-recorded", "stop", "splice", "zero"]
 
 LONGEST_FILL_S = 600.0
 """Longest gap that is filled with zeros."""
+# Whole seconds of a time tag are an unsigned integer of 64 bits.
+_LATEST_S = 2.0**63
 _BLOCK_SAMPLES = 16384
 
 
@@ -145,7 +147,7 @@ class Playback:
     Raises:
         ScenarioError: a channel is not there or named twice, the rates are in no ratio of whole numbers, or loops
             would cross gaps or have no frames.
-        RecordingError: no whole frame is there, or a gap cannot be filled.
+        RecordingError: no whole frame is there, a gap cannot be filled, or a time cannot be told.
     """
 
     def __init__(self, recording: Recording, options: PlayOptions | None = None) -> None:
@@ -457,6 +459,11 @@ def _pieces_of(recording: Recording, rate_hz: float) -> list[_Piece]:
         if segment.device_time is not None:
             offset = round(segment.device_time.seconds * Fraction(rate_hz)) - count
         frequency_hz = otherwise if segment.frequency_hz is None else segment.frequency_hz
+        if not 0 <= offset + count < _LATEST_S * rate_hz:
+            raise RecordingError(
+                f"{recording.name}: the time of sample {segment.sample_start} is {(offset + count) / rate_hz:.6g} s; "
+                f"times from 0 to {_LATEST_S:g} s can be told, mend the recording"
+            )
         if segment.sample_count:
             pieces.append(_Piece(segment.sample_start, segment.sample_count, offset + count, frequency_hz))
     if not pieces or pieces[0].start:

@@ -43,6 +43,7 @@ def find_preambles(
     threshold: float | None = None,
     sample_rate_hz: float | None = None,
     play: PlayOptions | None = None,
+    speed: float | None = None,
     on_progress: Callable[[float], None] | None = None,
 ) -> tuple[Playback, list[dict[str, Any]]]:
     """Find a reference sequence in a recording, all its channels being antennas.
@@ -55,6 +56,7 @@ def find_preambles(
         threshold: of the metric, instead; for air that carries other structured signals.
         sample_rate_hz: for recordings that do not say theirs.
         play: how to play it; None: all channels at the recorded rate, searched anew behind each gap.
+        speed: of the host's clock; 1 is real time. None: as fast as it goes.
         on_progress: called with the share done.
 
     Returns:
@@ -75,7 +77,7 @@ def find_preambles(
         )
     # The source tells times in seconds and the search counts samples: both by the same rate, or no segment joins.
     recording.sample_rate_hz = rate
-    source = SigmfSource(recording, **vars(play or PlayOptions()))
+    source = SigmfSource(recording, **vars(play or PlayOptions()), speed=speed)
     playback = source.playback
     if playback.n_samples < len(reference):
         raise RecordingError(

@@ -321,6 +321,16 @@ def test_rates_without_a_ratio_are_refused(tmp_path):
         Playback(recorded(tmp_path, noise(1, 10)), PlayOptions(rate_hz=2_000_001.0))
 
 
+@pytest.mark.parametrize("seconds", [-1, 10**30])
+def test_times_that_no_tag_can_tell_are_refused(tmp_path, seconds):
+    recording = recorded(tmp_path, noise(1, 100), [(0, 0), (40, 50)])
+    meta = json.loads(recording.meta_path.read_text())
+    meta["captures"][1]["semair:device_time"] = {"full_secs": seconds, "frac_ticks": 0, "tick_rate_hz": 1}
+    recording.meta_path.write_text(json.dumps(meta))
+    with pytest.raises(RecordingError, match="rec: the time of sample 40 is"):
+        Playback(Recording.open(recording.meta_path))
+
+
 def test_a_limit_ends_the_stream_early(tmp_path):
     x = noise(1, 100)
     playback = Playback(recorded(tmp_path, x, [(0, 0), (40, 50)]), PlayOptions(max_samples=60))

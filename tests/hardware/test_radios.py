@@ -271,6 +271,24 @@ def test_streams_and_tags(case):
         assert [tag for tag in of_antenna if tag[1].startswith("rx_") and tag[1] != "rx_end"] == expected
 
 
+def test_the_transmit_gain_is_one_that_the_radio_says_it_has(case):
+    case.radio.configure(SETTINGS)
+    limits = case.radio.capabilities.tx_gains_db
+    if limits is None:
+        with pytest.raises(RadioError, match="has no transmit gain, but 3 dB were asked for"):
+            case.radio.set_tx_gain_db(3.0)
+        return
+    assert case.radio.capabilities.n_tx > 0
+    for gain_db in limits:
+        assert case.radio.set_tx_gain_db(gain_db) == gain_db
+        assert case.radio.configure(dataclasses.replace(SETTINGS, tx_gain_db=(gain_db,))).tx_gain_db == (gain_db,)
+    for gain_db in (limits[0] - 0.1, limits[1] + 0.1, math.nan):
+        with pytest.raises(RadioError, match=f"gain_db={gain_db:g} is outside"):
+            case.radio.set_tx_gain_db(gain_db)
+        with pytest.raises(RadioError, match="outside"):
+            case.radio.configure(dataclasses.replace(SETTINGS, tx_gain_db=(gain_db,)))
+
+
 def test_only_radios_that_transmit_have_a_sink(case):
     case.radio.configure(SETTINGS)
     assert (case.radio.sink() is None) == (case.radio.capabilities.n_tx == 0)
