@@ -138,18 +138,22 @@ def estimate_taps(observation: Observation, prior: Prior, rate_hz: float = 1.0, 
     n_weights = n_sources * root.shape[1]
     rounds = _CFO_ROUNDS if cfo_std_hz > 0 and n_sources else 0
     for step in range(rounds + 1):
-        turned = waves * np.exp(2j * np.pi * offsets_hz[:, None] * times_s)
+        turned = (waves * np.exp(2j * np.pi * offsets_hz[:, None] * times_s)).astype(np.complex64)
         delayed = _delayed(turned, observation.lead + prior.first_delay_samples, delays, received.shape[1])
-        columns = (np.swapaxes(delayed, 1, 2) @ root) * amplitudes[:, None, None]
-        # The tall products in single precision: their rounding is far below any noise.
-        matrix = columns.transpose(1, 0, 2).reshape(received.shape[1], n_weights).astype(np.complex64)
+        # The tall products in single precision, their rounding is far below any noise; and of whole arrays, since
+        # products of views that overlap are slow.
+        tall = np.ascontiguousarray(delayed.transpose(2, 0, 1)).reshape(-1, delays)
+        columns = (tall @ root.astype(np.complex64)).reshape(received.shape[1], n_sources, root.shape[1])
+        columns *= amplitudes[:, None].astype(np.float32)
+        matrix = columns.reshape(received.shape[1], n_weights)
         gram = (matrix.conj().T @ matrix).astype(complex) + np.eye(n_weights)
         right = (matrix.conj().T @ received.T).astype(complex)
         factor = scipy.linalg.cho_factor(gram, lower=True, check_finite=False) if n_weights else None
         weights = right if factor is None else scipy.linalg.cho_solve(factor, right, check_finite=False)
         left = received - (matrix @ weights.astype(np.complex64)).T
         if step < rounds:
-            parts = columns @ weights.reshape(n_sources, root.shape[1], n_antennas)  # (sources, n, antennas)
+            shares = weights.reshape(n_sources, root.shape[1], n_antennas).astype(np.complex64)
+            parts = np.ascontiguousarray(columns.transpose(1, 0, 2)) @ shares  # (sources, n, antennas)
             at_s = (np.arange(received.shape[1]) - observation.lead) / rate_hz + times_s[0]
             slopes = (2j * np.pi * at_s[:, None] * parts).reshape(n_sources, -1)
             # Linearised about the offsets so far; the prior pulls the whole offset towards zero.
