@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -44,6 +45,8 @@ class SigmfSink(Failsafe, gr.sync_block):
     Attributes:
         writer: of the recording, None before the first samples.
         closing_fields: called when the recording is closed, for global fields known only then; None: no such fields.
+        gather_s: after a call that took less than this duration of samples, wait for the rest of it: few calls cost
+            less than many. The buffer before this block must hold several times as much. 0: never wait.
         signal: what is sent, as `signal:detail` of SigMF's extension, with which the whole recording is annotated.
     """
 
@@ -82,6 +85,7 @@ class SigmfSink(Failsafe, gr.sync_block):
         self._n_channels, self._item, self._datatype = n_channels, item, datatype
         self.closing_fields: Callable[[], dict[str, Any]] | None = None
         self.signal: dict[str, Any] | None = None
+        self.gather_s = 0.0
         self._clock: tuple[int, int] | None = None
         self._losses = None if frame_samples is None else LossFinder(frame_samples)
         self._found: list[Loss] = []
@@ -141,6 +145,8 @@ class SigmfSink(Failsafe, gr.sync_block):
             self._clock = (tag.offset, ticks)
         self.writer.write([port[done:] for port in samples] if done else samples)
         self._mark_losses(self.writer)
+        if (short_s := self.gather_s - n / self.sample_rate_hz) > 0:
+            time.sleep(short_s)
         return n
 
     def _device_time(self, tag: gr.tag_t) -> DeviceTime:

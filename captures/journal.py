@@ -11,7 +11,7 @@ Lines are JSON objects with a `type` and a `crc32` of the line:
   lost.
 * ``annotation``: as given.
 * ``loss``: samples found missing before `sample_start` in what was written, from the waveform.
-* ``chunk``: `bytes` at `offset` of the data file are on disk and have this `sha256`; `clipped` samples per
+* ``chunk``: `bytes` at `offset` of the data file were written and have this `sha256`; `clipped` samples per
   channel.
 * ``end``: all data are on disk; only metadata and renaming were left to do.
 """

@@ -37,6 +37,8 @@ SHA512_LIMIT_BYTES_PER_S = 50e6
 than all the rest at 160 MB/s. The chunks' hashes cover the same data at less than half the price."""
 RESERVE_BYTES = 1 << 20
 """Room held back on the disk so that metadata can be written when the data have filled it."""
+SYNC_S = 1.0
+"""Data and journal are made to outlive a power failure this often, and at gaps and the end."""
 IDLE_FLUSH_S = 1.0
 IDLE_WRITE_S = 0.25
 """Blocks that are not full are written after this time."""
@@ -70,7 +72,7 @@ class RecordingWriter:
         on_full: what `write` does while the queue is full: ``block`` waits, ``drop`` leaves the samples out,
             counts them and marks the place as a gap.
         queue_bytes: bound of the queue.
-        chunk_bytes: stretch that is made durable and journalled at a time; about one second, at most 8 MB,
+        chunk_bytes: stretch that is hashed and journalled at a time; about one second, at most 8 MB,
             if None.
         min_free_bytes: recording ends, properly closed, before less than this is free on the disk.
         sha512: make `core:sha512` of the whole file too; if None, up to 50 MB/s. Without it the SHA-256 of the
@@ -745,6 +747,10 @@ class _Sink:
         self._bytes = 0
         self._file = storage.DirectFile(files.data_fd)
         self._begin_chunk()
+        self._sync_error: OSError | None = None
+        self._ending = threading.Event()
+        self._syncer = threading.Thread(target=self._sync_on_and_on, name="recording sync", daemon=True)
+        self._syncer.start()
 
     def _begin_chunk(self) -> None:
         self._chunk_sha = hashlib.sha256()
@@ -753,6 +759,8 @@ class _Sink:
 
     def data(self, frames: memoryview, clipped: np.ndarray) -> None:
         """Append whole frames; a chunk that is full is made durable."""
+        if self._sync_error is not None:
+            raise self._sync_error
         if self._chunk_bytes == 0:
             self._check_room()
         before = self._file.position
@@ -783,6 +791,8 @@ class _Sink:
 
     def release(self) -> None:
         """Close the files."""
+        self._ending.set()
+        self._syncer.join()
         self._files.release()
 
     def _chunk_line(self) -> dict[str, Any]:
@@ -795,13 +805,25 @@ class _Sink:
         }
 
     def flush_chunk(self) -> None:
-        """Data on disk first, then the line that vouches for them."""
+        """Note the chunk that is written. Its hash tells after a power failure whether its data outlived it, so the
+        line need not wait for the disk."""
         if self._chunk_bytes == 0:
             return
-        os.fdatasync(self._files.data_fd)
         self._journal(self._chunk_line())
-        os.fsync(self._files.journal_fd)
         self._begin_chunk()
+
+    def _sync_now(self) -> None:
+        os.fdatasync(self._files.data_fd)
+        os.fsync(self._files.journal_fd)
+
+    def _sync_on_and_on(self) -> None:
+        # Beside the worker: a disk that takes its time to be certain does not keep samples waiting.
+        while not self._ending.wait(SYNC_S):
+            try:
+                self._sync_now()
+            except OSError as err:
+                self._sync_error = err
+                return
 
     def _journal(self, line: dict[str, Any]) -> None:
         storage.write_all(self._files.journal_fd, encode(line))
@@ -814,7 +836,7 @@ class _Sink:
             # gap: otherwise recovery could join what does not belong together.
             self.flush_chunk()
             self._journal(line)
-            os.fsync(self._files.journal_fd)
+            self._sync_now()
         else:
             self._journal(line)
 
@@ -837,7 +859,7 @@ class _Sink:
             "fields": fields,
         }
         self._journal(end)
-        os.fsync(self._files.journal_fd)
+        self._sync_now()
         self._publish(complete, fields)
 
     def _publish(self, complete: bool, fields: dict[str, Any]) -> None:

@@ -193,6 +193,8 @@ class Listening(gr.top_block):
             # It reports this on standard output, where results go.
             source.set_log_level("warn")
             source.set_min_output_buffer(max(int(_BUFFER_S * sample_rate_hz), 8192))
+            # Only a radio goes on by itself meanwhile.
+            sink.gather_s = _BUFFER_S / 4 if radio.capabilities.path in ("air", "cable") else 0.0
         if radio.sink() is source:
             from gnuradio import blocks
 

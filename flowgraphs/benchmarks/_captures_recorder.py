@@ -469,6 +469,7 @@ def record_at_rate(given: dict[str, Any], write: Callable[[dict[str, Any]], None
             folder, "r", CHANNELS, RATE_HZ, stream="short", on_full="drop", min_free_bytes=0, queue_bytes=256 << 20
         )
         sink.warm_up()
+        sink.gather_s = 5e-3
         sinks.append(sink)
         for port in range(CHANNELS):
             graph.connect((radio, port), (sink, port))
