@@ -157,6 +157,7 @@ def stretches(
         if digest is not None:
             digest.update(stretch.reshape(-1).view(np.uint8).data)
         yield stretch
+        recording.forget()
     if digest is not None and digest.hexdigest() != recording.sha512:
         raise FieldError(
             recording.data_path,

@@ -76,11 +76,13 @@ def to_numpy(recording: Recording, target: Path, *, overwrite: bool = False, on_
     with _unfinished(target, description, overwrite=overwrite) as partial:
         shape = (recording.n_channels, recording.n_samples)
         _require_room(target.parent, 8 * shape[0] * shape[1])
-        out = np.lib.format.open_memmap(str(partial), mode="w+", dtype=np.complex64, shape=shape)
-        for start, samples in _samples(recording, on_share):
-            out[:, start : start + samples.shape[1]] = samples
-        out.flush()
-        del out
+        with partial.open("xb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<c8", "fortran_order": False, "shape": shape})
+            begin = file.tell()
+            for start, samples in _samples(recording, on_share):
+                for channel, row in enumerate(samples):
+                    file.seek(begin + 8 * (channel * recording.n_samples + start))
+                    file.write(row.data)
         text = json.dumps({"array": target.name, "axes": _AXES, "name": recording.name, **_facts(recording)}, indent=1)
         storage.replace_file(description, text.encode())
     return target
@@ -152,7 +154,6 @@ def _unfinished(*files: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _require_room(folder: Path, n_bytes: int) -> None:
-    # A mapped file that the disk has no room for would kill the process.
     free = storage.free_bytes(folder)
     if free < n_bytes + storage.PIECE_BYTES:
         raise StorageError(f"{n_bytes} bytes are needed in {folder}, {free} are free; free space or choose another")

@@ -715,3 +715,5 @@ def _interleaved(recordings: Sequence[Recording]) -> Iterator[bytes]:
     for start in range(0, total, step):
         count = min(step, total - start)
         yield np.concatenate([r.stored(start, count) for r in recordings], axis=1).tobytes()
+        for recording in recordings:
+            recording.forget()

@@ -218,6 +218,7 @@ def _pieces(recording: Recording, on_share: OnShare | None) -> Iterator[tuple[in
         if on_share is not None:
             on_share(start / recording.n_samples)
         yield start, recording.read(start, min(step, recording.n_samples - start))
+        recording.forget()
 
 
 def _largest(recording: Recording) -> float:

@@ -239,6 +239,10 @@ class Recording:
         except ValueError as err:
             raise FieldError(self.meta_path, f"global.{NAMESPACE}:chunks", f"{err}; restore it from a copy") from err
 
+    def forget(self) -> None:
+        """Let go of the mapped file, so that what was read of it no longer counts as this process's memory."""
+        self._map = None
+
     def check_hash(self) -> None:
         """Compare the data with the checksums in the metadata: those of the chunks, or that of the whole file.
 
