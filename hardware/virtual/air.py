@@ -512,7 +512,7 @@ class VirtualAir:
         if key not in self._filters:
             if len(self._filters) > 64:
                 self._filters.clear()
-            self._filters[key] = firwin(_FILTER_TAPS, bandwidth_hz, fs=rate_hz).astype(np.complex64)
+            self._filters[key] = firwin(_FILTER_TAPS, bandwidth_hz / 2, fs=rate_hz).astype(np.complex64)
         return self._filters[key]
 
     def _noise(self, chain: RxChain, start: int, stop: int) -> np.ndarray:
