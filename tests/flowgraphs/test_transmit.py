@@ -345,6 +345,7 @@ def test_a_radio_that_takes_more_gain_than_asked_for_is_stopped_and_logged(tmp_p
     assert end["outcome"].startswith("failed: the radio set a transmit gain")
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_in_order(tmp_path, aerial):
     plan, radio, recording = planned(record(tmp_path, waveform()), kind="aerial", turns=300)
 
