@@ -152,6 +152,8 @@ class RecordingWriter:
         self._lock = threading.RLock()
         self._n_samples = 0
         self._lost_samples = 0
+        # Metadata count these on top, wherever they lie.
+        self._found_samples = 0
         self._dropped_samples = 0
         self._pending_drop = 0
         self._clipped = np.zeros(n_channels, dtype=np.int64)
@@ -197,8 +199,8 @@ class RecordingWriter:
 
     @property
     def lost_samples(self) -> int:
-        """Samples per channel missing at gaps so far, dropped ones included."""
-        return self._lost_samples
+        """Samples per channel missing so far: lost by the radio, dropped, found missing in the waveform."""
+        return self._lost_samples + self._found_samples
 
     @property
     def dropped_samples(self) -> int:
@@ -343,7 +345,7 @@ class RecordingWriter:
                     f"{lost_samples} samples lost between {earliest_start} and {sample_start}; at least 1 must be lost,"
                     f" and the places must rise within the {self._n_samples} samples written"
                 )
-            self._lost_samples += int(lost_samples)
+            self._found_samples += int(lost_samples)
             self._put(line)
 
     def annotate(
