@@ -1,4 +1,4 @@
-"""What a USRP N210 and its host say to each other: packets, registers, EEPROMs, synthesizer words. No state, no sockets.
+"""What a USRP N210 and its host say to each other: packets, registers, EEPROMs, synthesizers. No state, no sockets.
 
 All words are big-endian except where an EEPROM says otherwise; times are ticks of 100 MHz.
 """
