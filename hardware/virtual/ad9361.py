@@ -263,14 +263,19 @@ class VirtualAd9361:
         fir = self._fir_factor[output] if self._fir_on[output] else 1
         nominal = self._state.get("trx_rate_governor", "nominal") == "nominal"
         wanted = rate_hz * fir
-        fitting = [entry for entry in _DIVIDERS[nominal:] if wanted * entry[0] <= _ADC_HZ[1] + 1] or [_DIVIDERS[-1]]
+        # A DAC that runs at half the ADC's rate leaves half of the division to the stages.
+        fitting = [
+            entry
+            for entry in _DIVIDERS[nominal:]
+            if (adc := wanted * entry[0]) <= _DAC_MAX_HZ or (adc <= _ADC_HZ[1] + 1 and entry[0] % 2 == 0)
+        ]
         # 50 Hz: the lowest rates are whole numbers.
         total, third, second, _ = fitting[0] if wanted * fitting[0][0] >= _ADC_HZ[0] - 50 else _DIVIDERS[0]
         adc = float(wanted * total)
         dac = adc / 2 if adc > _DAC_MAX_HZ else adc
         if not output:
             return adc, adc / third, adc / third / second, float(rate_hz * fir), float(rate_hz)
-        stages = total if dac == adc else total / 2
+        stages = total if dac == adc else total // 2
         parts = [part for entry in _DIVIDERS if entry[0] == stages for part in entry[1:]] or [1, 1, 1]
         return dac, dac / parts[0], dac / parts[0] / parts[1], float(rate_hz * fir), float(rate_hz)
 
@@ -442,13 +447,13 @@ class VirtualAd9361:
             else:
                 samples = self.air.receive(chain, start, n)
                 if self.agc[number] != "manual":
-                    self._control_gain(number, samples)
+                    self._control_gain(number, samples, start + n)
             parts = samples.view(np.float32)
             for at, part in wanted:
                 quantise_into(parts, part, out, at)
 
-    def _control_gain(self, number: int, samples: np.ndarray) -> None:
-        """Move a receiver's gain towards its target level, by at most some decibels per piece."""
+    def _control_gain(self, number: int, samples: np.ndarray, at_index: int) -> None:
+        """Move a receiver's gain from an index on towards its target level, by at most some decibels per piece."""
         level = float(np.sqrt(np.mean(np.abs(samples) ** 2)))
         if level <= 0:
             return
@@ -459,7 +464,7 @@ class VirtualAd9361:
             gain = round(min(max(self.rx_gain_db[number] + min(max(step, -limit), limit), low), high))
             if abs(gain - self.rx_gain_db[number]) >= 2 or (gain in (low, high) and gain != self.rx_gain_db[number]):
                 self.rx_gain_db[number] = float(gain)
-                self._apply_gains(False)
+                self.air.set_gain(self.radio.rx[number], float(gain), at_index)
 
     def _open(self, output: bool, n: int, columns: tuple[int, ...], cyclic: bool, queue: int) -> RxStream | TxStream:
         if n * queue > _MAX_QUEUE_SAMPLES:
@@ -631,6 +636,7 @@ class VirtualAd9361:
         device = Device("iio:device2" if output else "iio:device3", TX_CORE if output else RX_CORE)
         rate = self._cell(lambda: self.core_rate_hz[output], lambda text: self._set_core_rate(output, text))
         rates = self._cell(lambda: f"{self._rate_hz} {self._rate_hz // 8} ")
+        unreadable = Cell(None)
         for index in range(2 * self.model.chains):
             channel = Channel(f"voltage{index}", output, scan_index=index)
             channel.format = "le:S16/16>>0" if output else "le:S12/16>>0"
@@ -638,11 +644,12 @@ class VirtualAd9361:
                 default = "0" if name == "calibbias" else f"{float(name == 'calibscale'):.6f}"
                 channel.add(name, self._kept(f"{device.name}{index}{name}", default, _number_text))
             if not output:
-                channel.add("samples_pps", Cell(None), shared=True)
+                channel.add("samples_pps", unreadable, shared=True)
             channel.add("sampling_frequency", rate, shared=True)
             if self.model.fpga_by_8:
                 channel.add("sampling_frequency_available", rates, shared=True)
             device.channels.append(channel)
+        tone_rate = self._cell(lambda: self.core_rate_hz[True])
         for number in range(4 * self.model.chains if output else 0):
             side, part, tone = number // 4 + 1, "IQ"[number // 2 % 2], number % 2 + 1
             channel = Channel(f"altvoltage{number}", True, f"TX{side}_{part}_F{tone}")
@@ -654,7 +661,7 @@ class VirtualAd9361:
                         partial(self._set_tone, number, name),
                     ),
                 )
-            channel.add("sampling_frequency", self._cell(lambda: self.core_rate_hz[True]), shared=True)
+            channel.add("sampling_frequency", tone_rate, shared=True)
             device.channels.append(channel)
         device.debug = {"direct_reg_access": self._register(device.name, {}, output)}
         device.buffer = {

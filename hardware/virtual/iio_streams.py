@@ -60,6 +60,8 @@ class RxStream:
         self._changed = threading.Condition()
         self._closing = False
         self._wanted = False
+        # When the memory of each buffer was free, in the order of the buffers; all of it is at the beginning.
+        self._freed: deque[int] = deque([-1] * queue)
         self._thread = threading.Thread(target=self._fill, name=f"{device.name}-rx", daemon=True)
 
     def start(self) -> None:
@@ -79,6 +81,7 @@ class RxStream:
                         raise StreamTimeout
                     self._changed.wait(_POLL_S)
                 self._current = self._full.popleft()
+                self._freed.append(self._device.air.now(self._device.radio.rx[0]))
                 self._wanted = False
                 self._changed.notify_all()
         part, self._current = self._current[:n_bytes], self._current[n_bytes:]
@@ -104,7 +107,16 @@ class RxStream:
     def _fill(self) -> None:
         device, air, chain = self._device, self._device.air, self._device.radio.rx[0]
         index, epoch = air.now(chain), device.rate_epoch
-        while not self._closing:
+        while True:
+            with self._changed:
+                while not self._freed and not self._closing:
+                    self._changed.wait(_POLL_S)
+                if self._closing:
+                    return
+                lost = self._freed.popleft() - index
+            if device.rate_epoch == epoch and lost > 0:
+                self.flag_loss()
+                index += lost
             buffer = np.empty((self._n, len(self.columns)), dtype="<i2")
             at = 0
             while at < self._n:
@@ -125,12 +137,6 @@ class RxStream:
             with self._changed:
                 self._full.append(buffer.data.cast("B"))
                 self._changed.notify_all()
-                stalled = len(self._full) >= self._queue
-                while len(self._full) >= self._queue and not self._closing:
-                    self._changed.wait(_POLL_S)
-            if stalled and (lost := air.now(chain) - index) > 0:
-                self.flag_loss()
-                index += lost
 
 
 class TxStream:
@@ -149,7 +155,7 @@ class TxStream:
     def start(self) -> None:
         """Silence the tones."""
         for chain in self._device.radio.tx:
-            self._device.air.reserve(chain, self._n * self._queue)
+            self._device.air.reserve(chain, self._n * self._queue + self._lead())
         self._device.open_tx((None,) * len(self._device.radio.tx))
 
     def take(self, n_bytes: int, alive: Callable[[], bool], deadline_s: float | None) -> memoryview:
@@ -180,12 +186,16 @@ class TxStream:
         for at in range(0, len(raw), self._n):
             self._push([samples[at : at + self._n] for samples in chains], alive, deadline_s)
 
+    def _lead(self) -> int:
+        """How far ahead sending begins: as much as computing the air is behind."""
+        return int(PIECE_S * self._device.radio.tx[0].rate_hz)
+
     def _push(self, chains: list[np.ndarray], alive: Callable[[], bool], deadline_s: float | None) -> None:
         device, air, port = self._device, self._device.air, self._device.radio.tx[0]
         if self._epoch != device.rate_epoch:
             self._epoch, self._end = device.rate_epoch, None
         if self._end is not None:
-            room_s = air.time_of(port, self._end - (self._queue - 1) * self._n)
+            room_s = air.time_of(port, self._end - self._lead() - (self._queue - 1) * self._n)
             while not air.clock.reach(room_s, device.name, device.streams[False] is None, _POLL_S):
                 if device.streams[True] is not self or not alive():
                     return
@@ -195,8 +205,7 @@ class TxStream:
         if self._end is None or self._end < now:
             if self._end is not None:
                 self.flag_loss()
-            # As much ahead as computing the air is behind.
-            self._end = now + int(PIECE_S * port.rate_hz)
+            self._end = now + self._lead()
         for chain, samples in zip(device.radio.tx, chains, strict=True):
             air.transmit(chain, self._end, samples)
         self._end += len(chains[0])

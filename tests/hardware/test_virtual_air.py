@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-
 from semair.hardware.virtual.air import VirtualAir
 from semair.hardware.virtual.clock import RealTimeClock, SteppedClock
 from semair.models.channels import ChannelConfig
@@ -221,7 +220,7 @@ def test_a_background_fills_what_was_not_handed_over():
 
 
 def test_a_drawn_channel_has_the_power_it_should():
-    air, a, b = pair(chains=(1, 4), path_gain_db=-20.0)
+    air, _, _ = pair(chains=(1, 4), path_gain_db=-20.0)
     powers = []
     for seed in range(200):
         air.seed = seed
