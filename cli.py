@@ -61,6 +61,8 @@ app.add_typer(run_app, name="run")
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(capture_app, name="capture")
+virtual_app = typer.Typer(help="Start virtual radios, which real drivers connect to.", no_args_is_help=True)
+app.add_typer(virtual_app, name="virtual")
 
 out = Console()
 err = Console(stderr=True)
@@ -323,6 +325,65 @@ def replay(
         raise typer.Exit(INTERRUPTED)
 
 
+@virtual_app.command(
+    "n210",
+    epilog="Examples: semair virtual n210 | semair virtual n210 127.0.0.1 127.0.0.2 --mimo | "
+    "semair virtual n210 127.0.0.5 127.0.0.6 --ppm 2 --ppm -1.5 --path-gain -20",
+)
+def virtual_n210(
+    addresses: Annotated[
+        list[str] | None, typer.Argument(help="Addresses of this machine, one unit each; default 127.0.0.1.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of noise and phases.")] = 0,
+    noise: Annotated[float, typer.Option(help="Noise power per sample at each receiver's port, dBFS.")] = -80.0,
+    path_gain: Annotated[float, typer.Option(help="Of every path, dB.")] = 0.0,
+    ppm: Annotated[
+        list[float] | None, typer.Option(help="Error of a unit's reference; once per unit, in order.")
+    ] = None,
+    pps_error: Annotated[
+        list[int] | None, typer.Option(help="Ticks of 10 ns by which a unit sees the pulse late; once per unit.")
+    ] = None,
+    mimo: Annotated[bool, typer.Option("--mimo", help="A MIMO cable from the first unit to each other.")] = False,
+    fixed_phase: Annotated[
+        bool, typer.Option("--fixed-phase", help="Oscillators start at phase 0, not at one of their own per tuning.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Be one or more USRP N210 with SBX on one air, until Ctrl-C."""
+    from contextlib import ExitStack
+    from threading import Event
+
+    from .hardware.virtual.air import VirtualAir
+    from .hardware.virtual.n210 import VirtualN210
+
+    air = VirtualAir(seed=seed, noise_power=10 ** (noise / 10), path_gain_db=path_gain, random_phase=not fixed_phase)
+    units: list[VirtualN210] = []
+    with ExitStack() as running:
+        for k, address in enumerate(addresses or ["127.0.0.1"]):
+            unit = VirtualN210(
+                air,
+                address,
+                ppm=ppm[k] if ppm and k < len(ppm) else 0.0,
+                pps_error_ticks=pps_error[k] if pps_error and k < len(pps_error) else 0,
+                mimo_master=units[0] if mimo and units else None,
+            )
+            units.append(running.enter_context(unit))
+        several = [f"addr{k}={unit.address}" for k, unit in enumerate(units)]
+        arguments = ",".join(["type=usrp2", *several]) if several[1:] else f"type=usrp2,addr={units[0].address}"
+        if as_json:
+            print(json.dumps({"args": arguments, "serials": [unit.serial for unit in units]}), flush=True)
+        else:
+            for unit in units:
+                _say(f"virtual N210 {unit.serial} at {unit.address}")
+            _say(f'try it: uhd_usrp_probe --args "{arguments}"    end it: Ctrl-C')
+        try:
+            Event().wait()
+        finally:
+            for unit in units if not as_json else ():
+                counted = ", ".join(f"{name} {n}" for name, n in sorted(unit.counts.items()) if n)
+                err.print(f"{unit.address}: {counted or 'nothing happened'}", highlight=False)
+
+
 @app.command(
     epilog="Examples: semair transmit runs/demo/tx-beacon.sigmf-meta --radio loopback --frequency 3.5e9 --gain -20 "
     "--level -15 | semair transmit runs/demo/tx-beacon.sigmf-meta --radio loopback --frequency 3.5e9 --gain -20 "
@@ -539,7 +600,7 @@ def train_uad(
         str, typer.Option(help="Fine-tuning: weights to begin with, a name such as uad-lab or a folder.")
     ] = "uad-lab",
     steps: Annotated[int, typer.Option(min=1, help="Fine-tuning: steps.")] = 600,
-    share: Annotated[float, typer.Option(help="Fine-tuning: share of steps that take recorded slots.")] = 0.5,
+    share: Annotated[float, typer.Option(help="Fine-tuning: share of steps that take recorded slots.")] = 0.75,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
     overwrite: OverwriteFlag = False,
     show_configs: Annotated[bool, typer.Option("--list", help="List the shipped configurations.")] = False,

@@ -20,9 +20,11 @@ import zlib
 from collections import Counter, deque
 from collections.abc import Callable
 from functools import cache
+from ipaddress import IPv4Address
 
 import numpy as np
 
+from ...errors import RadioError
 from . import usrp2
 from .air import Chain, VirtualAir
 from .clock import RealTimeClock
@@ -68,7 +70,7 @@ class VirtualN210:
         mimo_master: the unit at the other end of its MIMO cable.
 
     Raises:
-        OSError: the address is not of this machine, or taken.
+        RadioError: the address is no address of this machine, or taken.
     """
 
     def __init__(
@@ -82,18 +84,29 @@ class VirtualN210:
         pps_error_ticks: int = 0,
         mimo_master: VirtualN210 | None = None,
     ) -> None:
-        digits = "".join(f"{int(part):02X}" for part in address.split("."))
+        try:
+            digits = f"{int(IPv4Address(address)):08X}"
+        except ValueError as error:
+            raise RadioError(f"address {address!r} is no IPv4 address; give one such as 127.0.0.1") from error
         self.air = air
         self.address = address
         self.name = name or f"n210-{address}"
         self.serial = serial or digits
         self.counts: Counter[str] = Counter()
         """What happened: samples, overflows, underflows, late and malformed packets."""
-        self._sockets = {
-            port: _bound(address, port)
-            for port in (usrp2.CONTROL_PORT, usrp2.FIFO_PORT, usrp2.TX_PORT, *usrp2.RX_PORTS)
-        }
-        self.radio = air.add_radio(self.name, 1, 2, ppm=ppm)
+        self._sockets: dict[int, socket.socket] = {}
+        try:
+            for port in (usrp2.CONTROL_PORT, usrp2.FIFO_PORT, usrp2.TX_PORT, *usrp2.RX_PORTS):
+                self._sockets[port] = _bound(address, port)
+            self.radio = air.add_radio(self.name, 1, 2, ppm=ppm)
+        except (OSError, ValueError) as error:
+            for channel in self._sockets.values():
+                channel.close()
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise RadioError(
+                f"no virtual N210 at {address}: {reason}; each needs an address of this machine of its own, "
+                f"such as 127.0.0.2"
+            ) from error
         self.time = Time(air, ppm, pps_error_ticks)
         self._master = mimo_master
         self._rx = [RxStream(self, dsp) for dsp in (0, 1)]

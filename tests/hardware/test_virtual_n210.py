@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -171,3 +172,17 @@ def test_faults_reach_the_driver(first: VirtualN210, fault: str, message: str) -
     first.inject(fault, 0)
     assert done.returncode != 0
     assert message in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_command_serves_until_interrupted() -> None:
+    command = [sys.executable, "-m", "semair.cli", "virtual", "n210", "127.0.1.20", "127.0.1.21", "--mimo", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            told = json.loads(process.stdout.readline())
+            assert told["args"] == "type=usrp2,addr0=127.0.1.20,addr1=127.0.1.21"
+            assert told["serials"][1] in run("uhd_find_devices", args="type=usrp2,addr=127.0.1.21")
+        finally:
+            process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from semair.errors import RadioError
 from semair.hardware.virtual import usrp2
 from semair.hardware.virtual.air import VirtualAir
 from semair.hardware.virtual.clock import SteppedClock
@@ -643,9 +644,12 @@ def test_closing_leaves_no_thread_and_no_port() -> None:
     assert threading.active_count() == before
 
 
-def test_an_address_serves_one_unit(unit: VirtualN210) -> None:
-    with pytest.raises(OSError, match="in use"):
-        VirtualN210(VirtualAir(), ADDRESS)
+@pytest.mark.parametrize("address", [ADDRESS, "192.0.2.1", "nowhere"])
+def test_addresses_that_cannot_be_had_are_refused(unit: VirtualN210, address: str) -> None:
+    before = threading.active_count()
+    with pytest.raises(RadioError, match=address):
+        VirtualN210(VirtualAir(), address)
+    assert threading.active_count() == before
 
 
 def test_unknown_faults_are_refused(unit: VirtualN210) -> None:
