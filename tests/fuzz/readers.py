@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import scipy.io
+import semair
 from semair.captures.catalogue import INDEX_NAME, catalogue, select
 from semair.captures.collection import open_collection, write_collection
 from semair.captures.export import per_channel
@@ -269,7 +270,13 @@ class Sandbox:
         self._inside = str(self.folder) + os.sep
         self._libraries = tuple(
             str(Path(p).resolve()) + os.sep
-            for p in {sys.prefix, sys.base_prefix, os.path.dirname(os.__file__), *(q for q in sys.path if q)}
+            for p in {
+                os.path.dirname(semair.__file__),
+                sys.prefix,
+                sys.base_prefix,
+                os.path.dirname(os.__file__),
+                *(q for q in sys.path if q),
+            }
         )
         self._watching = False
         self._strayed: list[str] = []
