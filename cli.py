@@ -28,7 +28,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .errors import RadioError, ScenarioError, SemairError
+from .errors import RadioError, ScenarioError, SemairError, explain_validation
 
 if TYPE_CHECKING:
     from .blocks.playback import PlayOptions
@@ -323,6 +323,66 @@ def replay(
         out.print(f"{result.air_s:.2f} s of air in {result.wall_s:.2f} s")
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+@virtual_app.command(
+    "pluto",
+    epilog="Examples: semair virtual pluto | semair virtual pluto 127.0.0.1 127.0.0.2 --ppm 2 --ppm -1 | "
+    "semair virtual pluto 127.0.0.3 --model ad9361 --channel rayleigh --delay-spread 2e-7 --path-gain -20",
+)
+def virtual_pluto(
+    addresses: Annotated[
+        list[str] | None,
+        typer.Argument(help="Addresses of this machine, one radio each, ADDRESS or ADDRESS:PORT; default 127.0.0.1."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="pluto (one chain each way) or ad9361 (two).")] = "pluto",
+    seed: Annotated[int, typer.Option(help="Of noise, phases and channel.")] = 0,
+    noise: Annotated[float, typer.Option(help="Noise power per sample at each receiver's port, dBFS.")] = -80.0,
+    path_gain: Annotated[float, typer.Option(help="Of every path, dB.")] = 0.0,
+    channel: Annotated[str, typer.Option(help="none, rayleigh or clustered.")] = "none",
+    delay_spread: Annotated[float, typer.Option(help="Of the channel, rms, seconds.")] = 0.0,
+    ppm: Annotated[
+        list[float] | None, typer.Option(help="Error of a radio's crystal; once per radio, in order.")
+    ] = None,
+    fixed_phase: Annotated[
+        bool, typer.Option("--fixed-phase", help="Oscillators start at phase 0, not at one of their own per tuning.")
+    ] = False,
+    stepped: Annotated[
+        bool, typer.Option("--stepped", help="Time passes as the first radio's samples are taken, not by itself.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Be one or more Plutos, or AD9361 boards, on one air, until Ctrl-C."""
+    from contextlib import ExitStack
+    from threading import Event
+
+    from .hardware.virtual.ad9361 import open_radios
+    from .hardware.virtual.air import VirtualAir
+    from .hardware.virtual.clock import SteppedClock
+    from .models.channels import ChannelConfig
+
+    places = addresses or ["127.0.0.1"]
+    air = VirtualAir(
+        SteppedClock(places[0]) if stepped else None,
+        seed=seed,
+        noise_power=10 ** (noise / 10),
+        path_gain_db=path_gain,
+        random_phase=not fixed_phase,
+    )
+    if channel != "none":
+        try:
+            air.draw_channel(ChannelConfig.model_validate({"kind": channel, "delay_spread_s": delay_spread}))
+        except ValueError as error:
+            raise ScenarioError(f"--channel {channel}: {explain_validation(error)}") from None
+    with ExitStack() as running:
+        radios = [running.enter_context(radio) for radio in open_radios(air, places, model, ppm or [])]
+        if as_json:
+            print(json.dumps({"uris": [radio.uri for radio in radios]}), flush=True)
+        else:
+            for radio in radios:
+                _say(f"{radio.model.name} at {radio.uri}")
+            _say(f"try it: iio_info -u {radios[0].uri}    end it: Ctrl-C")
+        Event().wait()
 
 
 @virtual_app.command(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from ...errors import ModelError, ScenarioError, explain_validation
@@ -105,8 +106,8 @@ def fine_tune(
     folder: str | Path,
     *,
     steps: int = 600,
-    share: float = 0.5,
-    lr: float = 5e-4,
+    share: float = 0.75,
+    lr: float = 2e-3,
     device: str = "cpu",
     resume: bool = False,
     overwrite: bool = False,
@@ -278,7 +279,7 @@ class _FineTuning(TrainingRun):
                     int(at.sum()),
                     mean_ci95(wrong[0], 1 / users),
                     mean_ci95(wrong[1], 1 / users),
-                    _paired(wrong[1] - wrong[0]),
+                    _paired(wrong[1] - wrong[0], 1 / users),
                 )
             )
             if length is not None:
@@ -329,9 +330,15 @@ class _FineTuning(TrainingRun):
             )
 
 
-def _paired(change: np.ndarray) -> Interval:
-    """Mean change with Student's interval; where nothing changed, nothing did."""
-    return mean_ci95(change) if change.any() and len(change) > 1 else Interval(float(change.mean()), 0.0, 0.0)
+def _paired(change: np.ndarray, unit: float) -> Interval:
+    """Mean change with its interval over slots; where no slot changed, one decision per slot may still do so."""
+    if change.any() and len(change) > 1:
+        # Student's, however few slots changed: changes have a sign, and counts of events have none.
+        mean, error = float(change.mean()), float(stats.sem(change))
+        half = float(stats.t.ppf(0.975, len(change) - 1)) * error
+        return Interval(mean, mean - half, mean + half)
+    most = mean_ci95(np.abs(change), unit).high
+    return Interval(float(change.mean()), -most, most)
 
 
 def _named(one: RecordedSlots) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from semair.errors import ModelError, ScenarioError
 from semair.models.cards import load_card, load_model
 from semair.models.statistics import mean_ci95
@@ -75,7 +76,8 @@ def test_comparison_is_that_of_the_two_networks_on_the_runs_kept_out(tiny, tmp_p
     assert overall.length is None and overall.slots == 130
     assert overall.before == mean_ci95(wrong[0], 0.1)
     assert overall.after == mean_ci95(wrong[1], 0.1)
-    assert overall.change.value == pytest.approx(np.mean(wrong[1] - wrong[0]))
+    change = stats.ttest_rel(wrong[1], wrong[0]).confidence_interval(0.95)
+    assert tuple(overall.change) == pytest.approx((np.mean(wrong[1] - wrong[0]), change.low, change.high))
     lengths = np.concatenate([one.length for one in kept])
     assert [row.length for row in rows[1:]] == [4, 8]
     for row in rows[1:]:
