@@ -45,7 +45,7 @@ def measurements(quick: bool) -> list[Measurement]:
     if frame.is_file():
         found.append(Measurement(("channel-replay/renew-frame",), partial(renew_frame, frame), 0.3))
     names = tuple(f"channel-replay/lab-wireless/L{length}" for length in LENGTHS)
-    n_frames = 32 if quick else 1600
+    n_frames = 32 if quick else 1200
     return [*found, Measurement(names, partial(own_runs, n_frames), 1.0 if quick else 30.0)]
 
 
