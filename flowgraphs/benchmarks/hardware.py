@@ -1,0 +1,15 @@
+"""Figures of radios and virtual radios: real drivers, sustained rates, exact times, faults and fuzzed clients."""
+
+from __future__ import annotations
+
+from . import _hardware_n210
+from .entry import Measurement
+
+AREA = "hardware"
+
+
+def measurements(quick: bool) -> list[Measurement]:
+    """All measurements of this area; `quick` takes shorter runs."""
+    return [
+        *_hardware_n210.measurements(quick),
+    ]
