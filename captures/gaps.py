@@ -35,7 +35,8 @@ class LossFinder:
     """Compares how many samples lie between frames with how many their numbers ask for.
 
     The count is exact up to the timing error of two frames plus the drift of the clocks between them. The place is
-    told by the frames on either side, so it is within one frame where every frame is heard.
+    told by the frames on either side, so it is within one frame where every frame is heard. (A synchroniser that
+    expects the next frame at its usual place may miss the first one after a loss.)
 
     Args:
         frame_samples: length of a frame.

@@ -145,12 +145,14 @@ def dumps(meta: Mapping[str, Any]) -> bytes:
 
 
 def is_sealed_kind(meta: Mapping[str, Any]) -> bool:
-    """Whether metadata declare a version of this project's extension that asks for a seal."""
+    """Whether metadata have a seal, or declare a version of this project's extension that asks for one."""
     head = meta.get("collection", meta.get("global"))
-    declared = head.get(keys.EXTENSIONS_KEY) if isinstance(head, Mapping) else None
-    return isinstance(declared, list) and any(
+    if not isinstance(head, Mapping):
+        return False
+    declared = head.get(keys.EXTENSIONS_KEY)
+    return SEAL_KEY in head or any(
         isinstance(item, Mapping) and item.get("name") == NAMESPACE and item.get("version") != "1.0.0"
-        for item in declared
+        for item in (declared if isinstance(declared, list) else ())
     )
 
 

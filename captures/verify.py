@@ -22,6 +22,7 @@ from .meta import (
     META_SUFFIX,
     NAMESPACE,
     FieldError,
+    check_name,
     is_sealed_kind,
     load_json,
     meta_problems,
@@ -182,8 +183,13 @@ def _files(path: Path, body: dict) -> Iterator[Finding]:
     field = f"collection.{NAMESPACE}:files"
     listed = body.get(f"{NAMESPACE}:files", {})
     for name, record in listed.items() if isinstance(listed, dict) else ():
+        try:
+            check_name(name, f"{field}.{name!r}")
+        except RecordingError as err:
+            yield Finding("error", path, field, str(err))
+            continue
         file = path.with_name(name)
-        if file.parent != path.parent or not isinstance(record, dict) or {"bytes", "sha256", "crc32"} - set(record):
+        if not isinstance(record, dict) or {"bytes", "sha256", "crc32"} - set(record):
             continue  # the schema has named it
         if not file.is_file():
             yield Finding("error", file, "", f"missing, but {path.name} lists it; restore it from a copy")

@@ -288,7 +288,7 @@ def record_raw(
     writer = sink.writer
     if writer is None:
         raise ScenarioError(f"the radio gave no samples, so {folder} holds no recording; check it, then record again")
-    seal_run(run_folder, {"bs-rx": RX_NAME}, scenario, common_fields(radio, scenario), complete=not interrupted)
+    seal_run(run_folder, {"bs-rx": RX_NAME}, scenario, common_fields(radio, scenario), complete=limit is None or not interrupted)
     return RawResult(
         folder,
         writer.path,

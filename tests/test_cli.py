@@ -301,6 +301,39 @@ def test_record_and_decide_later(semair, tmp_path):
     assert (decided.json["live_decisions"], decided.json["extra"]) == (0, 3)
 
 
+def test_record_up_to_a_duration_or_a_size(semair, tmp_path):
+    pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
+    folder = tmp_path / "air"
+    assert semair("record", "--duration", 0.05, "--folder", folder, "--json", *SMALL).code == 0
+    recording = Recording.open(folder / "bs-rx.sigmf-meta", check_hash=True)
+    assert recording.n_samples == 0.05 * recording.sample_rate_hz
+    assert semair("capture", "verify", folder).code == 0
+    assert semair("record", "--size", 1e6, "--folder", folder, "--overwrite", *SMALL).code == 0
+    data = folder / "bs-rx.sigmf-data"
+    assert 1e6 - 64 < data.stat().st_size <= 1e6
+    ended = semair("record", "--duration", -1, "--folder", tmp_path / "none", *SMALL)
+    assert (ended.code, (tmp_path / "none").exists()) == (2, False)
+    assert "duration=-1" in ended.err
+
+
+def test_record_only_what_the_radio_hears(semair, tmp_path):
+    pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
+    folder = tmp_path / "quiet"
+    ended = semair("record", "--raw", "--duration", 0.02, "--folder", folder, "--json", *SMALL)
+    assert ended.code == 0
+    recording = Recording.open(ended.json["recording"], check_hash=True)
+    assert recording.n_samples == ended.json["n_samples"] == 0.02 * recording.sample_rate_hz
+    # Noise and nothing else.
+    assert 0 < np.abs(recording.read()).max() < 0.2
+    fields = recording.segments[0].fields
+    assert fields["requested"]["frequency_hz"] == fields["actual"]["frequency_hz"] == recording.frequency_hz
+    assert (fields["agc"], fields["clock_source"]) == (False, "internal")
+    assert semair("capture", "verify", folder).code == 0
+    said = semair("record", "--raw", "--size", 1e5, "--folder", folder, "--overwrite", *SMALL)
+    assert (said.code, "0 samples lost" in said.text) == (0, True)
+    assert semair("record", "--raw", "-n", 3, "--folder", tmp_path / "no", *SMALL).code == 2
+
+
 def test_wrong_values_are_told_in_one_line_before_anything_is_written(semair, tmp_path):
     pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
     folder = tmp_path / "run"

@@ -206,7 +206,7 @@ def _symbol(name: str) -> Any:
 def gaps_by_frames(trials: int, seed: int, tell: OnShare) -> Iterator[Entry]:
     """Share of gaps found by the frame counter between the frames on either side, and the error of their length."""
     rng = np.random.default_rng(seed)
-    fmt = load_scenario("lab", []).frame.model_copy(update={"frame_samples": 4096})
+    fmt = load_scenario("lab", ["frame.frame_samples=5120"]).frame
     size = fmt.frame_samples
     # A frame on either side of a gap is heard, unless the gap takes it.
     starts = np.cumsum(rng.integers(3 * size, 5 * size, trials))

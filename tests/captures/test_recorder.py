@@ -1,4 +1,4 @@
-"""What the recorder takes and how it writes: integers of radios, blocks of any alignment, fields of SigMF's extensions."""
+"""What the recorder takes and how it writes: integers of radios, any alignment, fields of SigMF extensions."""
 
 from __future__ import annotations
 

@@ -105,6 +105,18 @@ def test_a_flipped_bit_of_metadata_and_truth_is_named_with_its_byte(run):
     assert verify(run) == []
 
 
+@pytest.mark.parametrize("name", ["../truth.npy", "a/b", "", ".", "x\0y", "/etc/passwd"])
+def test_names_that_lead_elsewhere_are_refused(run, edit_meta, name):
+    def rename(meta):
+        files = meta["collection"]["semair:files"]
+        files[name] = files.pop("truth.npy")
+
+    edit_meta(run / "run.sigmf-collection", rename)
+    errors = [f for f in verify(run) if f.severity == "error"]
+    assert any("plain file name" in f.message for f in errors)
+    assert {f.file.name for f in errors} == {"run.sigmf-collection"}
+
+
 def test_truth_that_is_gone_is_named(run):
     (run / "truth.npy").unlink()
     assert [(f.severity, f.file.name) for f in verify(run)] == [("error", "truth.npy")]

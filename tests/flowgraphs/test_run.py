@@ -83,6 +83,30 @@ def test_run_leaves_a_collection_without_fault(live):
     assert run_json["scenario"]["users"]["n_users"] == 20
 
 
+def test_recordings_say_how_the_radio_was_set_and_what_was_sent(live):
+    recording = Recording.open(live.folder.recording)
+    own, capture = recording.global_fields, recording.segments[0].fields
+    assert (own["path"], own["origin"], own["serials"]) == ("loopback", "sim", ["loopback"])
+    assert own["tx_recordings"] == ["tx-beacon", "tx-users"]
+    assert own["radio_counts"]["late_bursts"] == 0
+    assert set(own["software"]) >= {"semair", "numpy", "gnuradio"}
+    assert capture["requested"]["sample_rate_hz"] == capture["actual"]["sample_rate_hz"] == recording.sample_rate_hz
+    assert recording.meta["global"]["spatial:num_elements"] == 2
+    sent = Recording.open(live.folder.path / "tx-users.sigmf-meta")
+    assert sent.annotations[0].raw["signal:detail"]["multiplexing"] == "ofdm"
+
+
+@pytest.mark.parametrize("name", ["truth.npy", "run.json", "decisions.npy", "tx-users.sigmf-meta"])
+def test_a_changed_byte_anywhere_in_a_run_is_found(copied, name):
+    path = copied / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    errors = [f for f in verify(copied) if f.severity == "error"]
+    assert errors
+    assert {f.file for f in errors} == {path}
+
+
 def test_replay_decides_the_same_bit_for_bit(live):
     result = replay_run(live.folder.path)
     assert (result.live, result.equal, result.extra) == (N_FRAMES, N_FRAMES, 0)
