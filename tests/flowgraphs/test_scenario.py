@@ -124,7 +124,7 @@ def test_plain_values_and_scenarios_are_each_others_inverse(data):
         ("radio.losses=[[5, -3]]", ["radio.losses", "-3", "1"]),
         ("radio.losses=[[-5, 3]]", ["radio.losses", "-5", "0"]),
         ("frame.n_fft=130", ["frame", "n_fft=130", "multiple of 4"]),
-        ("frame.n_groups=25", ["frame", "n_groups*group_width=100", "n_used=96"]),
+        ("frame.n_groups=50", ["frame", "n_groups*group_width=100", "n_used=96"]),
         ("frame.header_symbols=0", ["frame.header_symbols", "given 0"]),
         ("channel.kind=pipe", ["channel.kind", "given 'pipe'", "'none', 'rayleigh', 'clustered' or 'recorded'"]),
         ("impairments.adc_bits=99", ["impairments.adc_bits", "given 99", "less than or equal to 16"]),
