@@ -191,7 +191,7 @@ class TestChain:
             np.testing.assert_allclose(slots[frame].snapshots, expected * turn, atol=0.05)
 
     def test_perfect_radios_on_a_flat_channel_cost_little(self):
-        # Independent antennas, so that errors fall with SNR; where they come from fading alone, a cost in SNR says little.
+        # Independent antennas, so that errors fall with SNR: a cost in SNR says little where they come from fading.
         scenario = load_scenario(
             "paper",
             ["seed=5", "level=perfect", "users.preamble_lengths=[8]", "frame.max_preamble_length=8",
