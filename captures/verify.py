@@ -120,7 +120,12 @@ def _leftover(paths: RecordingPaths, recovered: set[str | None]) -> Iterator[Fin
     try:
         ledger = read_ledger(paths.journal)
     except RecordingError as err:
-        yield Finding("error", paths.journal, "line 1", str(err))
+        data = paths.partial_data
+        if not paths.data.exists() and not (data.exists() and data.stat().st_size):
+            text = "left from a recording that was interrupted before its first sample; delete it"
+            yield Finding("info", paths.journal, "", text)
+        else:
+            yield Finding("error", paths.journal, "line 1", str(err))
         return
     if ledger.damaged:
         text = "this line was changed or is not whole; recover keeps what the lines before it vouch for"

@@ -13,7 +13,7 @@ from ..blocks.sigmf_sink import SigmfSink
 from ..captures.collection import write_collection
 from ..captures.extensions import spatial_fields
 from ..captures.meta import field_names
-from ..errors import ScenarioError
+from ..errors import RadioError, ScenarioError
 from ..hardware.radio import Radio, Settings
 from .execute import execute
 from .random_access import first_failure
@@ -287,8 +287,14 @@ def record_raw(
     )
     writer = sink.writer
     if writer is None:
-        raise ScenarioError(f"the radio gave no samples, so {folder} holds no recording; check it, then record again")
-    seal_run(run_folder, {"bs-rx": RX_NAME}, scenario, common_fields(radio, scenario), complete=limit is None or not interrupted)
+        raise RadioError(f"the radio gave no samples, so {folder} holds no recording; check it, then record again")
+    seal_run(
+        run_folder,
+        {"bs-rx": RX_NAME},
+        scenario,
+        common_fields(radio, scenario),
+        complete=limit is None or not interrupted,
+    )
     return RawResult(
         folder,
         writer.path,

@@ -23,7 +23,7 @@ from ...blocks.waveforms.frame_sync import FrameFinder
 from ...captures.collection import write_collection
 from ...captures.devicetime import DeviceTime
 from ...captures.gaps import find_losses
-from ...captures.journal import leftovers, read_ledger
+from ...captures.journal import RecordingPaths, leftovers, read_ledger
 from ...captures.reader import Recording
 from ...captures.recover import recover
 from ...captures.verify import verify
@@ -308,6 +308,16 @@ def _processes() -> Any:
     return context
 
 
+def _journalled_bytes(paths: RecordingPaths) -> int:
+    """Bytes that a journal vouches for; 0 where the kill came before its first line, and so before any sample."""
+    try:
+        return read_ledger(paths.journal).chunk_bytes
+    except RecordingError:
+        if paths.partial_data.exists() and paths.partial_data.stat().st_size:
+            raise
+        return 0
+
+
 def killed(trials: int, seed: int, tell: OnShare) -> Iterator[Entry]:
     """Share of recorders killed with SIGKILL of which every journalled chunk, and all else, is readable after."""
     rng = np.random.default_rng(seed)
@@ -323,7 +333,7 @@ def killed(trials: int, seed: int, tell: OnShare) -> Iterator[Entry]:
             time.sleep(float(rng.uniform(0, 0.2)))
             child.kill()
             child.join()
-            journalled = {p.name: read_ledger(p.journal).chunk_bytes for p in leftovers(folder) if p.journal.exists()}
+            journalled = {p.name: _journalled_bytes(p) for p in leftovers(folder) if p.journal.exists()}
             results = {r.name.removesuffix("-recovered"): r for r in recover(folder)}
             whole = [Recording.open(p) for p in folder.glob("r*.sigmf-meta")]
             for recording in whole:

@@ -233,6 +233,18 @@ def test_remains_that_say_nothing_are_left_and_reported(tmp_path, caplog):
         recover(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("journal", [b"", b'{"type":"head'])
+@pytest.mark.parametrize("data", [None, b""])
+def test_a_recorder_that_was_killed_before_its_first_sample_left_nothing_to_mourn(tmp_path, journal, data):
+    (tmp_path / ".rec.journal.jsonl").write_bytes(journal)
+    if data is not None:
+        (tmp_path / ".rec.sigmf-data.partial").write_bytes(data)
+    assert recover(tmp_path) == []
+    assert [(f.severity, "before its first sample" in f.message) for f in verify(tmp_path)] == [("info", True)]
+    (tmp_path / ".rec.sigmf-data.partial").write_bytes(bytes(8))
+    assert [f.severity for f in verify(tmp_path)] == ["error"]
+
+
 def test_recovery_without_room_says_so_and_touches_nothing(tmp_path, monkeypatch):
     folder = interrupted(tmp_path / "r")
     before = tree(folder)
