@@ -369,7 +369,7 @@ def virtual_pluto(
         path_gain_db=path_gain,
         random_phase=not fixed_phase,
     )
-    if channel != "none":
+    if channel != "none" or delay_spread:
         try:
             air.draw_channel(ChannelConfig.model_validate({"kind": channel, "delay_spread_s": delay_spread}))
         except ValueError as error:
@@ -926,6 +926,37 @@ def capture_channel(
     out.print(table)
     _say(f"{quality['links']} links of {quality['users']} users in {quality['frames']} frames: {written}")
     _say(f"put frames on it   semair run random-access --channel {written}")
+
+
+@capture_app.command(
+    "find-gaps",
+    epilog="Examples: semair capture find-gaps air.sigmf-meta -s lab | semair capture find-gaps runs/pluto --write",
+)
+def capture_find_gaps(
+    recording: Annotated[Path, typer.Argument(help="A recording, or a folder that holds one or a run.")],
+    scenario: ScenarioOption = "lab",
+    settings: SetOption = None,
+    write: Annotated[bool, typer.Option("--write", help="Mark them in the recording's metadata.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Find lost samples by the numbers of the frames that a recording holds, where its radio told no time."""
+    from .flowgraphs.recording import find_recorded_losses
+    from .flowgraphs.runfolder import RunFolder
+
+    path = RunFolder(recording).recording
+    path = path if path.is_file() else recording
+    with _share_progress("searching", quiet=as_json) as on_progress:
+        losses, heard = find_recorded_losses(
+            path, _scenario(scenario, settings), write=write, on_share=lambda share: on_progress("frames", share)
+        )
+    if as_json:
+        print(json.dumps({"frames": heard, "losses": [vars(loss) for loss in losses], "written": write}))
+        return
+    for loss in losses:
+        _say(f"{loss.lost_samples} samples lost between samples {loss.earliest_start} and {loss.sample_start}")
+    _say(f"{len(losses)} losses in {heard} frames heard")
+    if not heard:
+        err.print(f"no frame of scenario {scenario} was heard, so nothing can be said; name the scenario that was sent")
 
 
 @capture_app.command("recover", epilog="Example: semair capture recover runs/crashed")

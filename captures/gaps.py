@@ -10,8 +10,9 @@ from typing import Any
 from sigmf import keys
 
 from .journal import loss_annotation, with_losses
-from .meta import EXTENSION, NAMESPACE, dumps, load_json, prefixed
-from .storage import replace_file
+from .labels import rewrite
+from .meta import EXTENSION, NAMESPACE, prefixed
+from .reader import Recording
 
 METHOD = "frame-counter"
 
@@ -100,7 +101,7 @@ def find_losses(frames: Iterable[tuple[int, float]], frame_samples: int, **optio
 
 
 def mark_losses(path: Path, losses: Iterable[Loss]) -> int:
-    """Write losses into the metadata of a finished recording, at once or not at all; collections over it become stale.
+    """Write losses into the metadata of a finished recording, and its new checksum into collections over it.
 
     Args:
         path: meta file.
@@ -113,11 +114,11 @@ def mark_losses(path: Path, losses: Iterable[Loss]) -> int:
         RecordingError: the file is damaged.
         StorageError: it cannot be written.
     """
-    old = load_json(path)
-    new = with_found_losses(old, losses)
-    count = len(new["annotations"]) - len(old["annotations"])
+    recording = Recording.open(path)
+    new = with_found_losses(recording.meta, losses)
+    count = len(new["annotations"]) - len(recording.meta["annotations"])
     if count:
-        replace_file(path, dumps(new))
+        rewrite(recording, new)
     return count
 
 

@@ -57,7 +57,7 @@ def add_label(
         annotation[keys.COMMENT_KEY] = comment
     meta = copy.deepcopy(recording.meta)
     meta["annotations"] = sorted([*meta["annotations"], annotation], key=lambda item: int(item[keys.SAMPLE_START_KEY]))
-    return _rewrite(recording, meta)
+    return rewrite(recording, meta)
 
 
 def remove_label(recording: Recording, label: str, start: int | None = None, stop: int | None = None) -> list[Path]:
@@ -92,11 +92,13 @@ def remove_label(recording: Recording, label: str, start: int | None = None, sto
         )
     meta = copy.deepcopy(recording.meta)
     meta["annotations"] = [item for item in meta["annotations"] if item not in going]
-    return _rewrite(recording, meta)
+    return rewrite(recording, meta)
 
 
-def _rewrite(recording: Recording, meta: dict[str, Any]) -> list[Path]:
-    """Replace the metadata, and in collections their checksum. Both are on disk before either gets its name.
+def rewrite(recording: Recording, meta: dict[str, Any]) -> list[Path]:
+    """Replace the metadata of a recording, and in collections over it their checksum; the files written.
+
+    All are on disk before any gets its name.
 
     A power failure between the two renames leaves a collection that `verify` names as older than the recording.
     """

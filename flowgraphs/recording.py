@@ -10,10 +10,13 @@ from typing import Any
 
 from ..blocks.runtime import gr
 from ..blocks.sigmf_sink import SigmfSink
+from ..blocks.waveforms.frame_sync import FrameFinder, FrameStart
 from ..captures.collection import write_collection
 from ..captures.extensions import spatial_fields
+from ..captures.gaps import Loss, LossFinder, mark_losses
 from ..captures.meta import field_names
-from ..errors import RadioError, ScenarioError
+from ..captures.reader import Recording
+from ..errors import RadioError, RecordingError, ScenarioError
 from ..hardware.radio import Radio, Settings
 from .execute import execute
 from .random_access import first_failure
@@ -22,6 +25,7 @@ from .scenario import Scenario, scenario_dict
 
 _LONGEST_QUEUE_BYTES = 512 << 20
 _BUFFER_S = 0.02
+_PIECE_SAMPLES = 1 << 17
 _ORIGINS = {"air": "ota", "cable": "cable", "loopback": "sim", "sim": "sim"}
 
 
@@ -325,3 +329,54 @@ def seal_run(
         own["truth"] = folder.truth.name
     name = "".join(c if c.isalnum() or c in "-_" else "-" for c in scenario.name)
     return write_collection(folder.path, name, roles, own, files=files)
+
+
+def find_recorded_losses(
+    path: Path, scenario: Scenario, *, write: bool = False, on_share: Callable[[float], None] = lambda share: None
+) -> tuple[list[Loss], int]:
+    """Lost samples of a recording, found by the frames of a scenario that it holds.
+
+    Stretches between gaps that the recording knows are searched each for itself.
+
+    Args:
+        path: of the recording.
+        scenario: its frames, and how they are searched for.
+        write: mark what is found in the recording.
+        on_share: told the share done.
+
+    Returns:
+        Losses, and frames heard.
+
+    Raises:
+        RecordingError: the recording is damaged, or of another sample rate.
+    """
+    recording = Recording.open(path)
+    frame = scenario.frame
+    if recording.sample_rate_hz not in (None, frame.sample_rate_hz):
+        raise RecordingError(
+            f"{recording.meta_path}: core:sample_rate is {recording.sample_rate_hz:.10g}, frames of scenario"
+            f" {scenario.name} have {frame.sample_rate_hz:.10g}; name the scenario that was sent"
+        )
+    finder = FrameFinder(frame, recording.n_channels, scenario.max_cfo_hz, scenario.sync.false_alarms_per_sample)
+    counter = LossFinder(frame.frame_samples)
+    losses: list[Loss] = []
+    n_heard = 0
+
+    def hear(frames: Sequence[FrameStart]) -> None:
+        nonlocal n_heard
+        for one in frames:
+            if not one.counted:
+                n_heard += 1
+                loss = counter.add(one.frame_number, one.start + one.fraction)
+                losses.extend([loss] if loss is not None else [])
+
+    for segment in recording.segments:
+        end = segment.sample_start + segment.sample_count
+        for start in range(segment.sample_start, end, _PIECE_SAMPLES):
+            hear(finder.process(recording.read(start, min(_PIECE_SAMPLES, end - start)))[1])
+            on_share(start / recording.n_samples)
+        hear(finder.interrupt())
+        counter.interrupt()
+    if write:
+        mark_losses(recording.meta_path, losses)
+    return losses, n_heard

@@ -316,6 +316,32 @@ def test_record_up_to_a_duration_or_a_size(semair, tmp_path):
     assert "duration=-1" in ended.err
 
 
+def test_gaps_are_found_by_the_frames_of_a_recording(semair, tmp_path):
+    pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
+    folder = tmp_path / "air"
+    assert semair("record", "-n", N_FRAMES, "--folder", folder, *SMALL).code == 0
+    clean = semair("capture", "find-gaps", folder, "--json", *SMALL)
+    assert (clean.json["losses"], clean.json["frames"]) == ([], N_FRAMES)
+    # As a radio without time would have recorded it that lost 777 samples.
+    original = Recording.open(folder / "bs-rx.sigmf-meta")
+    samples = original.read()
+    with RecordingWriter(
+        tmp_path / "cut", "rx", n_channels=2, datatype="ci16_le", sample_rate_hz=original.sample_rate_hz
+    ) as writer:
+        writer.write(np.delete(samples, np.s_[50_000:50_777], axis=1))
+    found = semair("capture", "find-gaps", tmp_path / "cut", "--write", "--json", *SMALL)
+    (loss,) = found.json["losses"]
+    assert abs(loss["lost_samples"] - 777) <= 2
+    assert loss["earliest_start"] < 50_000 < loss["sample_start"]
+    cut = Recording.open(tmp_path / "cut")
+    assert [s.sample_start for s in cut.segments] == [0, loss["sample_start"]]
+    assert semair("capture", "verify", tmp_path / "cut").code == 0
+    again = semair("capture", "find-gaps", tmp_path / "cut", *SMALL)
+    assert (again.code, "0 losses" in again.text) == (0, True)
+    other = semair("capture", "find-gaps", tmp_path / "cut", "--set", "frame.sample_rate_hz=1e6")
+    assert (other.code, "core:sample_rate" in other.err) == (3, True)
+
+
 def test_record_only_what_the_radio_hears(semair, tmp_path):
     pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
     folder = tmp_path / "quiet"
