@@ -206,8 +206,12 @@ def case(request, tmp_path) -> Case:
     return CASES[request.param](tmp_path)
 
 
+# Radios of hardware play for ever and never the same twice; each keeps the contract in tests of its own.
+HARDWARE = {kind for kind in backends() if (Path(__file__).parent / f"test_{kind}_radio.py").exists()}
+
+
 def test_every_radio_is_under_contract():
-    assert set(CASES) == set(backends())
+    assert set(CASES) | HARDWARE == set(backends())
 
 
 def test_capabilities_are_declared(case):
@@ -318,7 +322,7 @@ def test_a_radio_is_found_by_its_name(kind):
 
 
 def test_an_unknown_radio_is_answered_with_the_known_ones():
-    with pytest.raises(RadioError, match=r"'nope' is not known; known are loopback, replay"):
+    with pytest.raises(RadioError, match=r"'nope' is not known; known are .*loopback, replay"):
         backend("nope")
 
 
@@ -352,10 +356,11 @@ def add_backend(tmp_path, monkeypatch):
 
 
 def test_a_module_in_the_folder_is_a_radio_without_a_list_to_edit(add_backend):
+    before, found = set(backends()), len(find_radios())
     add_backend("tin_can", "tin-can")
-    assert list(backends()) == ["loopback", "replay", "tin-can"]
+    assert set(backends()) - before == {"tin-can"}
     assert backend("tin-can").__name__ == "Other"
-    assert len(find_radios()) == 3
+    assert len(find_radios()) == found + 1
 
 
 def test_radios_defined_elsewhere_are_none_of_the_folder():

@@ -83,16 +83,6 @@ def tagged(samples, at_s, offset=0, ends=True):
     ]
 
 
-class News(gr.basic_block):
-    """Collects asynchronous messages."""
-
-    def __init__(self):
-        gr.basic_block.__init__(self, "news", [], [])
-        self.events = []
-        self.message_port_register_in(pmt.intern("in"))
-        self.set_msg_handler(pmt.intern("in"), lambda message: self.events.append(str(message)))
-
-
 def bursts(args, options):
     """Timed bursts, and at which sample of a timed reception each is heard."""
     rate, n = options["rate"], options["samples"]
@@ -111,11 +101,10 @@ def bursts(args, options):
     samples = np.tile(np.full(n, 0.5, np.complex64), len(starts))
     tags = [tag for i, at in enumerate(starts) for tag in tagged(n, at / ticks, i * n)]
     sender = blocks.vector_source_c(samples.tolist(), False, 1, tags)
-    heard, news = blocks.vector_sink_c(), News()
+    heard = blocks.vector_sink_c()
     source.set_start_time(uhd.time_spec.from_ticks(base, ticks))
     top.connect(sender, sink)
     top.connect(source, heard)
-    top.msg_connect((sink, "async_msgs"), (news, "in"))
     top.start()
     wanted = 1000 + spacing * len(starts) + 2000
     while heard.nitems_read(0) < wanted:
@@ -135,7 +124,6 @@ def bursts(args, options):
         "asked": starts,
         "heard": [int(first + k * factor) for k in on],
         "lengths": (off - on).tolist() if off.size == on.size else [],
-        "events": news.events,
     }
 
 
@@ -181,6 +169,64 @@ def units(args, options):
         "levels": [float(abs(row[2100:2400]).mean()) for row in x],
         "synchronized": bool(source.get_time_now(0).get_real_secs() - source.get_time_now(1).get_real_secs() < 0.01),
         "sensors": [source.get_mboard_sensor("ref_locked", unit).to_bool() for unit in (0, 1)],
+    }
+
+
+def radio(args, options):
+    """The backend of this project: settings, streams, refusals, and what it counts."""
+    from semair.errors import RadioError
+    from semair.hardware.radio import Settings
+    from semair.hardware.uhd import UhdRadio
+
+    n_rx = options["n_rx"]
+    clocks = {"clock_source": options["clock"], "time_source": options["time"]}
+    device = UhdRadio(args, n_rx)
+    try:
+        device.source()
+        unconfigured = ""
+    except RadioError as error:
+        unconfigured = str(error)
+    refused = []
+    for wrong in options.get("wrong", []):
+        try:
+            device.configure(Settings(**{"sample_rate_hz": 1e6, "frequency_hz": 2e9, **clocks, **wrong}))
+            refused.append("")
+        except RadioError as error:
+            refused.append(str(error))
+    settings = Settings(1e6, 2.0003e9, rx_gain_db=(0.0,) * n_rx, **clocks)
+    out = []
+    for gain_db in (31.5, 21.5):
+        actual = device.configure(settings)
+        taken = device.set_tx_gain_db(gain_db)
+        top = gr.top_block()
+        sender = blocks.vector_source_c([0.5] * 1000, True)
+        gate, heard = blocks.copy(gr.sizeof_gr_complex), [blocks.vector_sink_c() for _ in range(n_rx)]
+        top.connect(sender, gate, device.sink())
+        for channel in range(n_rx):
+            top.connect((device.source(), channel), heard[channel])
+        top.start()
+        while min(block.nitems_read(0) for block in heard) < 300_000:
+            time.sleep(0.01)
+        top.stop()
+        top.wait()
+        x = np.abs(np.array([block.data()[:300_000] for block in heard]))
+        out.append(
+            {
+                "settings": actual.as_dict(),
+                "tx_gain_db": taken,
+                "levels": [float(np.median(row[row > 0.05])) for row in x],
+                "begins": [int(np.argmax(row > 0.05)) for row in x],
+                "tags": sorted({pmt.symbol_to_string(tag.key) for tag in heard[0].tags()}),
+                "counts": device.counts(),
+            }
+        )
+    device.silence()
+    return {
+        "unconfigured": unconfigured,
+        "refused": refused,
+        "runs": out,
+        "facts": device.facts(),
+        "capabilities": {"n_rx": device.capabilities.n_rx, "path": device.capabilities.path},
     }
 
 
