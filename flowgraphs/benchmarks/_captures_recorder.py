@@ -100,7 +100,8 @@ def flipped_bits(trials: int, seed: int, tell: OnShare) -> Iterator[Entry]:
                 file.write_bytes(whole)
                 caught += bool(named)
                 located += any(
-                    f.field or any(word in f.message for word in ("byte ", "samples ", "line ", "char ")) for f in named
+                    f.field or any(word in f.message for word in ("byte ", "samples ", "line ", "position "))
+                    for f in named
                 )
                 tell((k + trial / count) / len(FLIP_KINDS))
             yield _share(f"flipped-bits/{kind}", caught, count, 1.0, seed=seed, with_a_place=located / count)
@@ -233,11 +234,12 @@ def gaps_by_frames(trials: int, seed: int, tell: OnShare) -> Iterator[Entry]:
                 tell((k + number / n_frames) / 2)
         heard.append(frames)
     losses = find_losses(heard[0], size)
-    errors = []
+    errors, unmatched = [], list(losses)
     for at, count in zip(starts, lost, strict=True):
         # The timing of a frame errs by a sample or two, and a gap may begin with it.
-        around = [loss for loss in losses if loss.earliest_start - 2 <= at <= loss.sample_start + 2]
-        if len(around) == 1:
+        around = [loss for loss in unmatched if loss.earliest_start - 2 <= at <= loss.sample_start + 2]
+        if around:
+            unmatched.remove(around[0])
             errors.append(abs(around[0].lost_samples - int(count)))
     within = sum(error <= size for error in errors)
     settings = {
