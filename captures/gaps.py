@@ -37,7 +37,8 @@ class LossFinder:
 
     The count is exact up to the timing error of two frames plus the drift of the clocks between them. The place is
     told by the frames on either side, so it is within one frame where every frame is heard. (A synchroniser that
-    expects the next frame at its usual place may miss the first one after a loss.)
+    expects the next frame at its usual place may miss the first one after a loss, and one that hears a beacon with a
+    loss inside times it by one of its parts.)
 
     Args:
         frame_samples: length of a frame.
