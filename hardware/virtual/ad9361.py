@@ -10,15 +10,17 @@ from __future__ import annotations
 import errno
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 
 import numpy as np
 
+from ...errors import RadioError
 from .air import Background, VirtualAir
 from .iio_model import Cell, Channel, Context, Device
-from .iio_streams import UNDERFLOW, RxStream, TxStream, quantise_into
+from .iio_streams import UNDERFLOW, RxStream, TxStream, compile_conversions, quantise_into
 from .iiod import PORT, IiodServer
 
 PHY = "ad9361-phy"
@@ -101,6 +103,7 @@ class VirtualAd9361:
     ) -> None:
         if model not in MODELS:
             raise ValueError(f"model={model!r} is unknown; choose one of: {', '.join(MODELS)}")
+        compile_conversions()
         self.model = MODELS[model]
         self.air = air
         self.name = name
@@ -267,7 +270,7 @@ class VirtualAd9361:
         fitting = [
             entry
             for entry in _DIVIDERS[nominal:]
-            if (adc := wanted * entry[0]) <= _DAC_MAX_HZ or (adc <= _ADC_HZ[1] + 1 and entry[0] % 2 == 0)
+            if (speed := wanted * entry[0]) <= _DAC_MAX_HZ or (speed <= _ADC_HZ[1] + 1 and entry[0] % 2 == 0)
         ]
         # 50 Hz: the lowest rates are whole numbers.
         total, third, second, _ = fitting[0] if wanted * fitting[0][0] >= _ADC_HZ[0] - 50 else _DIVIDERS[0]
@@ -715,6 +718,41 @@ class Tone:
         """An attribute's value."""
         values = {"frequency": self.frequency_hz, "phase": self.phase_mdeg, "raw": int(self.on)}
         return f"{self.scale:f}" if name == "scale" else str(values[name])
+
+
+def open_radios(
+    air: VirtualAir, places: Sequence[str], model: str = "pluto", ppm: Sequence[float] = ()
+) -> list[VirtualAd9361]:
+    """Open several radios of one model on one air, each named by its place.
+
+    Args:
+        air: that they share.
+        places: ADDRESS or ADDRESS:PORT of this machine, one for each.
+        model: one of MODELS.
+        ppm: errors of the crystals, in order; 0 for those without.
+
+    Raises:
+        RadioError: a model, a port or an address that cannot be; those opened before are closed again.
+    """
+    if model not in MODELS:
+        raise RadioError(f"model {model!r} is unknown; choose one of: {', '.join(MODELS)}")
+    if len(ppm) > len(places):
+        raise RadioError(f"{len(ppm)} errors in ppm were given for {len(places)} radios; give one per radio at most")
+    opened: list[VirtualAd9361] = []
+    try:
+        for place, error in zip_longest(places, ppm, fillvalue=0.0):
+            address, colon, port = str(place).partition(":")
+            if colon and not (port.isdecimal() and int(port) < 65536):
+                raise RadioError(f"{place!r} has no port between 0 and 65535 behind its colon")
+            if place in air.radios:
+                raise RadioError(f"{place!r} was given twice; each radio needs an address or a port of its own")
+            number = int(port) if colon else PORT
+            opened.append(VirtualAd9361(air, str(place), model=model, address=address, port=number, ppm=float(error)))
+    except RadioError:
+        for radio in opened:
+            radio.close()
+        raise
+    return opened
 
 
 def _constant(text: str) -> Cell:

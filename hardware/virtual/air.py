@@ -11,6 +11,7 @@ beginning of the air, for all radios, unless `sampling_drift` lets each radio co
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -34,6 +35,8 @@ _FILTER_TAPS = 31
 _NORMAL = ndtri((np.arange(1 << 16) + 0.5) / (1 << 16))
 _NORMAL = (_NORMAL / _NORMAL.std()).astype(np.float32)
 _MAX_CHANGES = 256
+# Taps on either side of a drawn path whose delay is no whole number of samples.
+_SINC_TAPS = 8
 # The resampling of a drifting clock is held over this many samples, counted absolutely.
 _DRIFT_PIECE = 512
 # The rotation of a frequency offset is computed anew at every multiple of this index.
@@ -247,8 +250,11 @@ class VirtualAir:
         self.tx_chains: list[TxChain] = []
         self.rx_chains: list[RxChain] = []
         self._paths: dict[tuple[int, int], np.ndarray] = {}
+        self._model: ChannelConfig | None = None
+        self._drawn: dict[tuple[int, int, float], np.ndarray] = {}
         self._filters: dict[tuple[float, float], np.ndarray] = {}
         self._phases = np.random.default_rng([seed, 1])
+        _compile()
         self._lock = threading.RLock()
 
     def add_radio(self, name: str, n_tx: int, n_rx: int, *, rate_hz: float = 1e6, ppm: float = 0.0) -> AirRadio:
@@ -298,31 +304,47 @@ class VirtualAir:
             for tx in self.tx_chains:
                 self.set_path(rx, tx, h[rx.position, tx.position])
 
-    def draw_channel(self, config: ChannelConfig, rate_hz: float) -> np.ndarray:
-        """Draw all paths from the statistics of a channel model and set them, scaled by `path_gain_db`.
+    def draw_channel(self, config: ChannelConfig | None) -> None:
+        """Draw the paths that were not set otherwise from the statistics of a channel model, scaled by `path_gain_db`.
 
-        The receive chains of one radio are one array; Doppler is left out, paths stand still.
+        The receive chains of one radio are one array. Doppler is left out: paths stand still.
 
         Args:
-            config: the channel.
-            rate_hz: sample rate of the impulse responses.
-
-        Returns:
-            (rx chains, tx chains, taps) complex64 that was set.
+            config: the channel; None for a plain gain again.
         """
-        rng = np.random.default_rng([self.seed, 2])
-        lead = KERNEL_TAPS // 2 if config.delay_spread_s else 0
-        taps = math.ceil(config.max_delay_s * rate_hz) + 2 * lead + 1
-        h = np.zeros((len(self.rx_chains), len(self.tx_chains), taps), dtype=np.complex64)
+        with self._lock:
+            self._model = config
+            self._drawn.clear()
+
+    def path(self, rx: RxChain, tx: TxChain) -> np.ndarray:
+        """Impulse response between two ports at the receiver's rate, (taps,) complex64; empty where there is none."""
+        found = self._paths.get((rx.position, tx.position))
+        if found is None:
+            key = (rx.position, tx.position, rx.rate_hz)
+            if key not in self._drawn:
+                if len(self._drawn) > 4096:
+                    self._drawn.clear()
+                self._draw_paths(rx.radio, tx, rx.rate_hz)
+            found = self._drawn[key]
+        return found
+
+    def _draw_paths(self, radio: AirRadio, tx: TxChain, rate_hz: float) -> None:
+        """Draw what an array hears of a transmitter: the same rays at every rate."""
         gain = 10 ** (self.path_gain_db / 20)
-        for radio in self.radios.values():
-            rows = [rx.position for rx in radio.rx]
-            for tx in self.tx_chains if rows else ():
-                paths = draw_paths(config, len(rows), rng)
-                at = np.arange(taps) - lead - paths.tap_delays_s[:, None] * rate_hz
-                h[rows, tx.position] = gain * (paths.static_gains.T @ (np.sinc(at) * np.cos(np.pi * at / taps / 2)))
-        self.set_channel(h)
-        return h
+        h = np.full((len(radio.rx), 1), gain, dtype=np.complex128)
+        if self._model is not None:
+            rng = np.random.default_rng([self.seed, 2, radio.rx[0].position, tx.position])
+            paths = draw_paths(self._model, len(radio.rx), rng)
+            lead = _SINC_TAPS if self._model.delay_spread_s else 0
+            at = np.arange(-lead, math.ceil(self._model.max_delay_s * rate_hz) + lead + 1)
+            lag = at - paths.tap_delays_s[:, None] * rate_hz
+            window = np.cos(np.pi / 2 * np.clip(lag / (_SINC_TAPS + 1), -1, 1)) ** 2
+            h = gain * (paths.static_gains.T @ (np.sinc(lag) * window))
+            # What is weaker by 60 dB than all together is not heard.
+            strong = np.flatnonzero(np.sum(np.abs(h) ** 2, axis=0) > 1e-6 * np.sum(np.abs(h) ** 2))
+            h = h[:, : strong[-1] + 1]
+        for row, chain in zip(h, radio.rx, strict=True):
+            self._drawn[chain.position, tx.position, rate_hz] = row.astype(np.complex64)
 
     # Settings of chains
 
@@ -429,7 +451,7 @@ class VirtualAir:
             senders = [
                 (tx, taps)
                 for tx in self.tx_chains
-                if tx.rate_hz == chain.rate_hz and (taps := self._path(chain, tx)).size
+                if tx.rate_hz == chain.rate_hz and (taps := self.path(chain, tx)).size
             ]
             cuts = chain.pieces(start_index, start_index + n)
             edges = [start_index, *cuts, start_index + n]
@@ -495,12 +517,6 @@ class VirtualAir:
             _DRIFT_PIECE,
         )[0, start - begin : stop - begin]
 
-    def _path(self, rx: RxChain, tx: TxChain) -> np.ndarray:
-        found = self._paths.get((rx.position, tx.position))
-        if found is None:
-            found = np.array([10 ** (self.path_gain_db / 20)], dtype=np.complex64)
-        return found
-
     def _capacity(self, chain: TxChain) -> int:
         return min(max(int(2 * self.history_s * chain.rate_hz), 1 << 20), 1 << 24) + 2 * chain.reserved
 
@@ -526,6 +542,15 @@ class VirtualAir:
                 out.view(np.float32), chain.noise_key, start, _NORMAL, np.float32(math.sqrt(self.noise_power) / 2)
             )
         return out
+
+
+@functools.cache
+def _compile() -> None:
+    """Have the compiled functions ready before time passes."""
+    some = np.zeros(2, dtype=np.complex64)
+    _draw_noise(some.view(np.float32), np.uint64(1), 0, _NORMAL, np.float32(1))
+    _add_turned(some, some, 0.5, 0, 1.0, 0.0)
+    _convolve(some.view(np.float32), some[:1], some.view(np.float32))
 
 
 def _filtered(x: np.ndarray, h: np.ndarray) -> np.ndarray:

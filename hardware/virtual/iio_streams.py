@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import threading
 import time
@@ -215,6 +216,14 @@ class TxStream:
         if self._device.streams[True] is self:
             self._device.streams[True] = None
             self._device.close_tx()
+
+
+@functools.cache
+def compile_conversions() -> None:
+    """Have the compiled functions ready before time passes."""
+    parts, raw = np.zeros(2, dtype=np.float32), np.zeros((1, 2), dtype="<i2")
+    quantise_into(parts, 0, raw, 0)
+    _deconvert(raw, 0, parts, 0)
 
 
 def _cyclic(samples: np.ndarray) -> Background | None:

@@ -35,7 +35,7 @@ def white(rng, *shape):
 
 def test_a_sample_depends_on_its_index_alone(rng):
     air, a, b = pair(ppm=(1.0, -2.0), noise_power=0.01, random_phase=True, seed=5)
-    air.draw_channel(ChannelConfig(kind="rayleigh", delay_spread_s=1e-6), RATE_HZ)
+    air.draw_channel(ChannelConfig(kind="rayleigh", delay_spread_s=1e-6))
     air.set_bandwidth(b.rx[0], 0.6e6, 0)
     air.transmit(a.tx[0], 50, white(rng, 100_000))
     air.set_gain(a.tx[0], -10.0, 40_001)
@@ -219,18 +219,27 @@ def test_a_background_fills_what_was_not_handed_over():
     np.testing.assert_array_equal(air.sent(a.tx[0], 190, 20), expected[190:210])
 
 
-def test_a_drawn_channel_has_the_power_it_should():
-    air, _, _ = pair(chains=(1, 4), path_gain_db=-20.0)
+def test_a_drawn_channel_has_its_power_and_is_the_same_at_every_rate():
+    air, a, b = pair(chains=(1, 4), path_gain_db=-20.0)
     powers = []
-    for seed in range(200):
-        air.seed = seed
-        h = air.draw_channel(ChannelConfig(kind="rayleigh", delay_spread_s=1e-6), RATE_HZ)
-        powers.append(np.sum(np.abs(h) ** 2, axis=2))
-    assert h.shape[:2] == (5, 5)
-    # 200 x 25 powers of at least exponential spread: standard deviation of their mean below 1/sqrt(200 * 5).
-    assert abs(np.mean(powers) / 0.01 - 1) < 0.15
-    flat = air.draw_channel(ChannelConfig(kind="none"), RATE_HZ)
-    np.testing.assert_allclose(flat, np.full((5, 5, 1), 0.1), rtol=1e-6)
+    for air.seed in range(100):
+        air.draw_channel(ChannelConfig(kind="rayleigh", delay_spread_s=1e-6))
+        powers += [np.sum(np.abs(air.path(rx, a.tx[0])) ** 2) for rx in (*a.rx, *b.rx)]
+    # 500 powers that spread no more than exponential ones do: the standard deviation of their mean is below 4.5 %.
+    assert abs(np.mean(powers) / 0.01 - 1) < 0.2
+    slow = air.path(b.rx[2], a.tx[0])
+    air.set_rate(b.rx, 4 * RATE_HZ)
+    fast = air.path(b.rx[2], a.tx[0])
+    # Equal but for a common delay of the tails, and where the interpolation ends: within 0.3 of the slower rate.
+    cycles = np.linspace(-0.3, 0.3, 50)
+    responses = [
+        np.exp(-2j * np.pi * np.outer(f, np.arange(h.size) - 8)) @ h for f, h in ((cycles, slow), (cycles / 4, fast))
+    ]
+    assert np.abs(responses[0] - responses[1]).max() < 0.03 * np.abs(responses[0]).max()
+    air.set_path(b.rx[2], a.tx[0], 0.5)
+    np.testing.assert_array_equal(air.path(b.rx[2], a.tx[0]), [0.5])
+    air.draw_channel(None)
+    np.testing.assert_allclose(air.path(b.rx[1], a.tx[0]), [0.1], rtol=1e-6)
 
 
 def test_time_passes_as_the_master_takes_samples():
