@@ -45,6 +45,7 @@ class UhdRadio(Radio):
     """
 
     kind = "uhd"
+    foreign = True
     _source: Any = None
     _sink: Any = None
 
@@ -156,6 +157,25 @@ class UhdRadio(Radio):
         if self._sink is not None:
             for channel in range(self._n_tx):
                 self._sink.set_gain(self._sink.get_gain_range(channel).start(), channel)
+
+    def locks(self) -> dict[str, bool]:
+        """Whether references and oscillators are locked, where the device tells."""
+        found = {}
+        if self._source is not None:
+            for board in range(self._source.get_num_mboards()):
+                if "ref_locked" in self._source.get_mboard_sensor_names(board):
+                    found[f"reference {board}"] = self._source.get_mboard_sensor("ref_locked", board).to_bool()
+        for device, way, n in ((self._source, "rx", self._n_rx), (self._sink, "tx", self._n_tx)):
+            for channel in range(n if device is not None else 0):
+                if "lo_locked" in device.get_sensor_names(channel):
+                    found[f"{way} oscillator {channel}"] = device.get_sensor("lo_locked", channel).to_bool()
+        return found
+
+    def close(self) -> None:
+        """Turn the transmitters down and let go of the device."""
+        self.silence()
+        self._settings = None
+        self._source = self._sink = self._wrapped = None
 
     def facts(self) -> dict[str, Any]:
         """Serial numbers, boards, driver and its version."""

@@ -82,6 +82,10 @@ def test_one_board(units: list[VirtualN210]) -> None:
     assert found["runs"][0]["counts"]["underflow"] >= 2
     assert found["capabilities"] == {"n_rx": 1, "path": "sim"}
     assert found["facts"]["serials"] == [units[0].serial]
+    assert found["locks"] == {"reference 0": True, "rx oscillator 0": True, "tx oscillator 0": True}
+    assert found["locks_closed"] == {}
+    # Closed, it leaves the transmitter turned down as far as it goes, and the driver may switch it off.
+    assert units[0].radio.tx[0].tunings[-1].gain_db <= -31.5
     for run, level in zip(found["runs"], (0.5, 0.5 / 10**0.5), strict=True):
         # Transmission begins at the least gain, until another is set.
         assert run["settings"]["tx_gain_db"] == [0.0]

@@ -50,6 +50,8 @@ def tone(args, options):
             time.sleep(0.01)
         top.stop()
         top.wait()
+        # The device still sends what its memory holds: 1 MiB, in eight bits half a second.
+        time.sleep(0.6)
         # Pieces, so that a pause of the machine spoils only some.
         pieces = [measure(x) for x in np.array_split(np.array(heard.data()[:n])[-(n // 3) :], 16)]
         at, amplitude, rest = np.median(pieces, axis=0)
@@ -220,12 +222,15 @@ def radio(args, options):
                 "counts": device.counts(),
             }
         )
-    device.silence()
+    facts, locks = device.facts(), device.locks()
+    device.close()
     return {
         "unconfigured": unconfigured,
         "refused": refused,
         "runs": out,
-        "facts": device.facts(),
+        "facts": facts,
+        "locks": locks,
+        "locks_closed": device.locks(),
         "capabilities": {"n_rx": device.capabilities.n_rx, "path": device.capabilities.path},
     }
 
