@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _hardware_n210
+from . import _hardware_n210, _hardware_pluto
 from .entry import Measurement
 
 AREA = "hardware"
@@ -11,5 +11,6 @@ AREA = "hardware"
 def measurements(quick: bool) -> list[Measurement]:
     """All measurements of this area; `quick` takes shorter runs."""
     return [
+        *_hardware_pluto.measurements(quick),
         *_hardware_n210.measurements(quick),
     ]

@@ -120,6 +120,8 @@ class VirtualAd9361:
         self.tx_gain_db = [-10.0] * self.model.chains
         self.streams: dict[bool, RxStream | TxStream | None] = {False: None, True: None}
         self.status = {False: 0, True: 0}
+        self.losses = {False: 0, True: 0}
+        """How often received samples were lost (False), and how often there were none to send (True)."""
         self._tx_source: tuple[Background | None, ...] | None = None
         self._state: dict[str, str] = {}
         self._lo_hz = {False: 2_400_000_000.0, True: 2_450_000_000.0}

@@ -33,6 +33,7 @@ class StreamHost(Protocol):
     name: str
     rate_epoch: int
     status: dict[bool, int]
+    losses: dict[bool, int]
     streams: dict[bool, RxStream | TxStream | None]
 
     def receive(self, start: int, columns: tuple[int, ...], out: np.ndarray) -> None:
@@ -95,6 +96,7 @@ class RxStream:
     def flag_loss(self) -> None:
         """See Stream."""
         self._device.status[False] |= OVERFLOW
+        self._device.losses[False] += 1
 
     def close(self) -> None:
         """See Stream."""
@@ -166,6 +168,7 @@ class TxStream:
     def flag_loss(self) -> None:
         """See Stream."""
         self._device.status[True] |= UNDERFLOW
+        self._device.losses[True] += 1
 
     def is_dry(self) -> bool:
         """Whether samples should be sent and there are none."""
