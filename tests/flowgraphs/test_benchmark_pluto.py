@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 
 import pytest
-
 from semair.flowgraphs.benchmarks import _hardware_pluto as pluto
 from semair.flowgraphs.benchmarks import entry_names
 
