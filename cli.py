@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .flowgraphs import recording as recorder
     from .flowgraphs import run as runner
     from .flowgraphs import transmit as sender
+    from .hardware import calibration as calibrations
     from .models.uad import train as trainer
 
 # One thread per block: several threads inside each library call would fight over the cores with them.
@@ -527,6 +528,73 @@ def transmit(
         raise typer.Exit(INTERRUPTED)
 
 
+@app.command(
+    epilog="Examples: semair calibrate lab.calibration.json | semair run random-access "
+    "--set radio.calibration=lab.calibration.json | semair calibrate n210.calibration.json --set radio.kind=uhd --set "
+    'radio.address="type=usrp2,addr=127.0.0.1" --set frame.sample_rate_hz=1e6 --set radio.n_antennas=1 --tx-gain 10'
+)
+def calibrate(
+    path: Annotated[Path, typer.Argument(help="File to write, NAME.calibration.json; the recording gets its name.")],
+    scenario: ScenarioOption = "lab",
+    method: Annotated[
+        str,
+        typer.Option(
+            help="splitter: one transmit chain into all receive chains, cables of equal length; antennas: each into "
+            "each, for reciprocity."
+        ),
+    ] = "splitter",
+    tx_chain: Annotated[int, typer.Option(help="Transmit chain that sends into the splitter.")] = 0,
+    reference: Annotated[int, typer.Option(help="Receive chain against which the others are measured.")] = 0,
+    tx_gain: Annotated[float | None, typer.Option(help="Transmit gain, dB; default: the lowest.")] = None,
+    rx_gain: Annotated[float | None, typer.Option(help="Receive gain of every chain, dB; default: the radio's.")] = (
+        None
+    ),
+    level: Annotated[float, typer.Option(help="Mean power of what is sent, dBFS, at most -12.")] = -13.0,
+    valid_for: Annotated[float, typer.Option(help="Seconds for which the calibration may be used.")] = 3600.0,
+    settings: SetOption = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="What is permitted here; default ./semair-site.toml or ~/.config/semair/site.toml."),
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Takes a line per transmission; default: the site's.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Measure delay, phase, gain, IQ imbalance and DC of a radio's receive chains, and keep them in a file.
+
+    Transmits a wide-band sequence of 0.1 s: join the radio by cables, attenuators and a splitter. The loopback radio is
+    given its splitter; on radios that leave the machine, only what the site file permits is sent.
+    """
+    from .flowgraphs import calibrate as calibrator
+    from .flowgraphs.transmit import default_log
+    from .hardware.site import find_site_file, load_site
+
+    if method not in ("splitter", "antennas"):
+        raise ScenarioError(f"--method {method!r} is not known; choose splitter or antennas")
+    chosen = _scenario(scenario, settings)
+    site_file = site or find_site_file()
+    rules = None if site_file is None else load_site(site_file)
+    place = log or (rules.log if rules is not None else None) or default_log()
+    options = calibrator.Options(
+        method=method,  # type: ignore[arg-type]
+        tx_chain=tx_chain,
+        reference=reference,
+        tx_gain_db=tx_gain,
+        rx_gain_db=rx_gain,
+        level_dbfs=level,
+        valid_s=valid_for,
+    )
+    with _share_progress("calibrating", quiet=as_json) as on_progress:
+        found = calibrator.calibrate(chosen, path, options, site=rules, log=place, on_progress=on_progress)
+    if as_json:
+        print(found.model_dump_json())
+        return
+    _show_calibration(found)
+    _say(f"calibration {path}, until {found.valid.until.astimezone():%Y-%m-%d %H:%M}")
+    if found.valid.tune is not None:
+        out.print("[yellow]phases      hold for this tuning alone, which has ended; all else holds longer[/]")
+    _say(f"use it      semair run random-access -s {scenario} --set radio.calibration={path}")
+
+
 @app.command(epilog="Example: semair report runs/demo")
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -566,19 +634,78 @@ def doctor(
         raise typer.Exit(5)
 
 
-@app.command(epilog="Example: semair radios --json")
-def radios(as_json: JsonFlag = False) -> None:
-    """List the radios that can be opened."""
-    from .hardware.discover import find_radios
+@app.command(epilog="Examples: semair radios | semair radios --kind uhd --json")
+def radios(
+    kind: Annotated[list[str] | None, typer.Option(help="Only radios of this kind; repeat for more.")] = None,
+    limit: Annotated[float, typer.Option(help="Seconds after which a driver is given up.")] = 20.0,
+    as_json: JsonFlag = False,
+) -> None:
+    """List the radios that can be opened, and the drivers that could not look for theirs."""
+    from .hardware.discover import search
 
-    found = find_radios()
+    with _share_progress("looking for radios", quiet=as_json):
+        found = search(kind, limit)
     if as_json:
-        print(json.dumps([vars(info) for info in found]))
-        return
-    table = Table("kind", "address", "description", "facts")
-    for info in found:
-        table.add_row(info.kind, info.address, info.description, ", ".join(f"{k} {v}" for k, v in info.facts.items()))
-    out.print(table)
+        print(json.dumps([vars(info) for info in found.radios]))
+    else:
+        table = Table("kind", "address", "description", "facts")
+        for info in found.radios:
+            facts = ", ".join(f"{k} {v}" for k, v in info.facts.items())
+            table.add_row(*map(escape, (info.kind, info.address, info.description, facts)))
+        out.print(table)
+    for name, problem in found.problems.items():
+        err.print(f"[yellow]{escape(name)}[/]: {escape(problem)}", highlight=False)
+
+
+@app.command(
+    epilog="Examples: semair serve loopback | semair serve replay:runs/demo/bs-rx.sigmf-meta | "
+    'semair serve "uhd:type=usrp2,addr=192.168.10.2" --listen tcp://10.0.0.5:5900 | elsewhere: semair run random-access '
+    "--set radio.kind=zmq --set radio.address=tcp://10.0.0.5:5900"
+)
+def serve(
+    radio: Annotated[str, typer.Argument(metavar="KIND[:ADDRESS]", help="A radio here, see `semair radios`.")],
+    listen: Annotated[
+        str, typer.Option(help="Address to listen at. Whoever can reach it can use the radio; * takes a free port.")
+    ] = "tcp://127.0.0.1:5900",
+    drop: Annotated[
+        bool | None,
+        typer.Option(
+            "--drop/--wait",
+            help="Leave samples out, counted and marked, where a client is too slow, or let the radio wait; default: "
+            "wait for radios that can.",
+        ),
+    ] = None,
+    transmit: Annotated[
+        bool, typer.Option("--transmit", help="Let clients transmit on a radio that leaves this machine; needs a site.")
+    ] = False,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="What is permitted here; default ./semair-site.toml or ~/.config/semair/site.toml."),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Offer a radio of this machine to one client at a time, until Ctrl-C."""
+    from threading import Event
+
+    from .hardware.serving import RadioServer
+    from .hardware.site import find_site_file, load_site
+
+    kind, _, address = radio.partition(":")
+    site_file = site or find_site_file()
+    rules = load_site(site_file) if transmit and site_file is not None else None
+
+    def tell(line: str) -> None:
+        err.print(line, highlight=False, markup=False)
+
+    with RadioServer(kind, address, listen, may_drop=drop, transmit=transmit, site=rules, tell=tell) as server:
+        if as_json:
+            print(json.dumps({"kind": "zmq", "address": server.endpoint, "serves": radio}), flush=True)
+        else:
+            _say(f"{radio} at {server.endpoint}")
+            if not server.is_local:
+                err.print("[yellow]whoever can reach this address can use the radio[/]")
+            _say(f"use it: --set radio.kind=zmq --set radio.address={server.endpoint}    end it: Ctrl-C")
+        Event().wait()
 
 
 @app.command(epilog="Examples: semair grc | semair grc random_access_loopback | semair grc --print >> ~/.bashrc")
@@ -1330,6 +1457,54 @@ def _show_plan(plan: sender.Plan, site_file: Path | None) -> None:
         table.add_row("EIRP", escape(f"{judged.eirp_dbm:.1f} dBm, {allowed} ({judged.band.basis})"))
     table.add_row("site", escape("none" if site_file is None else f"{plan.site}, {site_file}"))
     out.print(table)
+
+
+def _show_calibration(found: calibrations.Calibration) -> None:
+    """Errors of the chains, and what correction leaves of them."""
+    table = Table(
+        "chain", "delay, samples", "phase, deg", "gain, dB", "IQ, dB / deg", "image, dBc", "DC, dBFS", "SNR, dB",
+        title=escape(f"{found.radio.kind} {found.radio.address}, against chain {found.reference}"),
+    )  # fmt: skip
+    for number, (chain, left) in enumerate(zip(found.chains, found.residual, strict=True)):
+        table.add_row(
+            str(number),
+            f"{chain.delay_samples:+.4f}",
+            f"{chain.phase_deg:+.2f}",
+            f"{chain.gain_db:+.3f}",
+            f"{chain.iq_gain_db:+.3f} / {chain.iq_phase_deg:+.2f}",
+            f"{chain.image_dbc:.1f}",
+            f"{chain.dc_dbfs:.1f}",
+            f"{chain.snr_db:.1f}",
+        )
+        table.add_row(
+            "after",
+            f"{left.delay_samples:+.4f}",
+            f"{left.phase_deg:+.2f}",
+            f"{left.gain_db:+.3f}",
+            "",
+            f"{left.image_dbc:.1f}",
+            f"{left.dc_dbfs:.1f}",
+            "",
+        )
+    out.print(table)
+    out.print(f"mismatch    {found.mismatch_db:.1f} dB after correction, noise included")
+    if found.turnaround is not None:
+        clock = "the radio's clock" if found.turnaround.timed else "count of samples"
+        out.print(
+            f"turnaround  {found.turnaround.samples:.2f} samples, {_duration(found.turnaround.seconds)}, by {clock}"
+        )
+    if found.transmitter is not None:
+        sender = found.transmitter
+        out.print(
+            f"transmitter IQ {sender.iq_gain_db:+.3f} dB / {sender.iq_phase_deg:+.2f} deg, "
+            f"carrier {sender.dc_dbc:.1f} dBc"
+        )
+    else:
+        out.print("transmitter no carrier offset: its image and carrier count as the receiver's")
+    if found.reciprocity is not None:
+        each = zip(found.reciprocity.gain_db, found.reciprocity.phase_deg, strict=True)
+        factors = ", ".join(f"{gain:+.2f} dB {phase:+.1f} deg" for gain, phase in each)
+        out.print(f"reciprocity {factors}")
 
 
 def _show_playback(played: dict[str, Any]) -> None:

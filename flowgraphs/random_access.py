@@ -7,12 +7,14 @@ from typing import Any
 
 from ..blocks.access_slot_receiver import AccessSlotReceiver
 from ..blocks.activity_detector import ActivityDetector
+from ..blocks.chain_corrector import ChainCorrector
 from ..blocks.frame_synchroniser import FrameSynchroniser
 from ..blocks.frame_transmitter import FrameTransmitter
 from ..blocks.message_collector import MessageCollector, Receiver
 from ..blocks.runtime import Failsafe, gr
 from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.user_transmitter import UserTransmitter
+from ..blocks.waveforms.calibration import ChainError
 from ..hardware.radio import Radio, Truth
 from ..models.uad.detectors.base import Detector
 from .scenario import Scenario
@@ -36,6 +38,7 @@ class RandomAccess(gr.top_block):
         rx_sink: records the antenna streams, or None.
         tx_sink: records the transmitted stream, or None.
         receivers: functions called with each message, by port: `frames`, `truth`, `decisions`, `dropped`.
+        errors: of the receive chains, taken out before the receiver; recordings keep them. Empty: none.
     """
 
     def __init__(
@@ -49,13 +52,14 @@ class RandomAccess(gr.top_block):
         rx_sink: SigmfSink | None = None,
         tx_sink: SigmfSink | None = None,
         receivers: dict[str, Receiver] | None = None,
+        errors: Sequence[ChainError] = (),
     ) -> None:
         gr.top_block.__init__(self, "semair random access")
         self.radio = radio
         self.source = radio.source()
         self.nodes: list[Any] = [self.source]
         if detector is not None:
-            self._add_receiver(scenario, detector)
+            self._add_receiver(scenario, detector, errors)
         if radio.capabilities.n_tx:
             self._add_transmitters(scenario, n_frames, tail_samples, tx_sink)
         if rx_sink is not None:
@@ -66,7 +70,7 @@ class RandomAccess(gr.top_block):
                 self.msg_connect((self.synchroniser, "frames"), (rx_sink, "frames"))
         self._collect(receivers or {})
 
-    def _add_receiver(self, scenario: Scenario, detector: Detector) -> None:
+    def _add_receiver(self, scenario: Scenario, detector: Detector, errors: Sequence[ChainError]) -> None:
         fmt, users = scenario.frame, scenario.users
         n_antennas = scenario.radio.n_antennas
         # Nobody waits for a recording: large pieces make its replay fast, and change no decision.
@@ -79,8 +83,14 @@ class RandomAccess(gr.top_block):
             detector, fmt.max_preamble_length, scenario.n_snapshots, users.preamble_lengths
         )
         self.nodes += [self.synchroniser, self.slot_receiver, self.activity_detector]
+        corrected = self.source
+        if errors:
+            corrected = ChainCorrector(n_antennas, errors)
+            self.nodes.append(corrected)
         for port in range(n_antennas):
-            self.connect((self.source, port), (self.synchroniser, port))
+            if errors:
+                self.connect((self.source, port), (corrected, port))
+            self.connect((corrected, port), (self.synchroniser, port))
             self.connect((self.synchroniser, port), (self.slot_receiver, port))
         self.connect(self.slot_receiver, self.activity_detector)
 

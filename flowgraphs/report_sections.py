@@ -241,6 +241,7 @@ def settings_section(run: Run) -> dict[str, Any]:
             (*_field(scenario.impairments, name), getattr(scenario.impairments, name) != preset[name])
             for name in type(scenario.impairments).model_fields
         ],
+        "calibration": _calibration_rows(run.info.get("calibration")),
         "channel": _channel_rows(scenario.channel),
         "beacon_channel": _channel_rows(scenario.beacon_channel),
         "links": links,
@@ -253,6 +254,23 @@ def settings_section(run: Run) -> dict[str, Any]:
             f"{scenario.radio.n_antennas} antennas make {scenario.n_snapshots} snapshots."
         ),
     }
+
+
+def _calibration_rows(used: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """By what the receive chains were corrected, and what that leaves of their errors."""
+    if not used:
+        return [("used", "none: the chains are received as they are", "see semair calibrate")]
+    worst, why = used["worst_residual"], "largest over the chains, on a second measurement after correction"
+    return [
+        ("measured", f"{_when(used['created'])}, {used['method']}", "good until " + _when(used["until"])),
+        ("corrected", ", ".join(used["parts"]), "parts of the calibration that were used"),
+        ("residual delay", f"{number(worst['delay_samples'])} samples", why),
+        ("residual phase", f"{number(worst['phase_deg'])} degrees", why),
+        ("residual gain", f"{number(worst['gain_db'])} dB", why),
+        ("residual image", f"{number(worst['image_dbc'])} dB under the signal", why),
+        ("residual DC", f"{number(worst['dc_dbfs'])} dBFS", why),
+        ("mismatch of chains", f"{number(used['mismatch_db'])} dB", "what still differs, noise included"),
+    ]
 
 
 def _channel_rows(channel: BaseModel) -> list[tuple[str, str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,12 +14,14 @@ import numpy as np
 from ..blocks.playback import Playback, PlayOptions
 from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.waveforms.access import access_burst
+from ..blocks.waveforms.calibration import ChainError
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.recorded_channel import RecordedChannel
 from ..captures.gaps import find_losses, mark_losses
 from ..captures.reader import Recording
 from ..captures.writer import RecordingWriter
 from ..errors import ModelError, RecordingError, ReplayMismatch, ScenarioError, StorageError
+from ..hardware.calibration import Calibration, load_calibration, require_settings, require_valid
 from ..hardware.discover import backend
 from ..hardware.radio import Link, Radio, Settings
 from ..hardware.replay import ReplayRadio
@@ -169,6 +171,42 @@ def make_detector(scenario: Scenario, name: str | None = None, options: dict[str
     return made
 
 
+def calibration_of(scenario: Scenario, radio: Radio, actual: Settings) -> Calibration | None:
+    """The calibration that a scenario names, if it holds for its configured radio now; None where it names none.
+
+    A recording is asked for its settings alone: which radio made it, and when, is no longer to be told for sure.
+
+    Raises:
+        ScenarioError: there is no such file, or it is none.
+        RadioError: it does not hold; names field, both values, and what to do.
+    """
+    path = scenario.radio.calibration
+    if path is None:
+        return None
+    calibration = load_calibration(path)
+    if isinstance(radio, ReplayRadio):
+        require_settings(calibration, actual, radio.capabilities.n_rx, str(path))
+    else:
+        address, parts = scenario.radio.address, scenario.radio.calibration_parts
+        require_valid(calibration, radio, address, actual, parts, name=str(path))
+    return calibration
+
+
+def _errors(calibration: Calibration | None, scenario: Scenario, channels: Sequence[int] | None) -> list[ChainError]:
+    """Errors of the chains that are received; empty where there is no calibration."""
+    if calibration is None:
+        return []
+    errors = calibration.errors(scenario.radio.calibration_parts)
+    return errors if channels is None else [errors[channel] for channel in channels]
+
+
+def _calibration_facts(calibration: Calibration | None, scenario: Scenario) -> dict[str, Any] | None:
+    """What run.json tells of the calibration in use."""
+    if calibration is None:
+        return None
+    return {**calibration.summary(), "parts": list(scenario.radio.calibration_parts)}
+
+
 class _Logs:
     """Turns messages into rows of the run folder."""
 
@@ -290,8 +328,11 @@ def run_random_access(
         n_frames = 200 if max_samples is None else max_samples // scenario.frame.frame_samples + 2
     truth = radio.truth()
     arrival = truth.receive_index if truth else _unknown_arrival
+    calibration = calibration_of(scenario, radio, actual)
     run_folder = RunFolder(folder)
     run_folder.create(overwrite)
+    if calibration is not None:
+        calibration.write(run_folder.calibration)
     run: dict[str, Any] = {
         "format": 1,
         "kind": "random-access" if receive else "random-access recording",
@@ -299,6 +340,7 @@ def run_random_access(
         "scenario": scenario_dict(scenario),
         "detector": detector.name,
         "detector_facts": detector.describe(),
+        "calibration": _calibration_facts(calibration, scenario),
         "frames": n_frames,
         "radio": {
             "kind": radio.kind,
@@ -333,6 +375,7 @@ def run_random_access(
                 "dropped": logs.on_dropped,
                 "frames": logs.on_frame,
             },
+            errors=_errors(calibration, scenario, None),
         )
         flowgraph.warm_up()
         begin = time.monotonic()
@@ -437,6 +480,7 @@ def replay_run(
         expected=len(live_rows) if as_it_was else None,
         on_progress=on_progress,
         until_frames=until_frames,
+        calibration=load_calibration(live_folder.calibration) if live_folder.calibration.is_file() else None,
     )
     # A run that was interrupted or killed may have decided on samples that never reached the disk.
     held = live_rows["sample_time"] + scenario.frame.used_samples <= driven.playback.end_ticks
@@ -496,10 +540,19 @@ def replay_recording(
     options = scenario.detector.options
     # Refused before a folder is made.
     radio = ReplayRadio.open(str(path), make_link(scenario), play, any_frequency)
-    radio.configure(requested_settings(scenario))
+    calibration = calibration_of(scenario, radio, radio.configure(requested_settings(scenario)))
     run_folder.create(overwrite)
     driven = _drive(
-        run_folder, str(path), scenario, engine, options, play, any_frequency, speed, on_progress=on_progress
+        run_folder,
+        str(path),
+        scenario,
+        engine,
+        options,
+        play,
+        any_frequency,
+        speed,
+        on_progress=on_progress,
+        calibration=calibration,
     )
     metrics = run_metrics(run_folder, scenario, driven.counts)
     run_folder.write_json(run_folder.metrics, metrics)
@@ -534,6 +587,7 @@ def _drive(
     expected: int | None = None,
     on_progress: OnProgress | None = None,
     until_frames: int | None = None,
+    calibration: Calibration | None = None,
 ) -> _Driven:
     """Play a recording into a scenario's receiver, and leave run.json and tables in a folder, which is emptied."""
     radio = ReplayRadio.open(recording, make_link(scenario), play, any_frequency, speed)
@@ -552,6 +606,7 @@ def _drive(
             "scenario": scenario_dict(scenario),
             "detector": engine.name,
             "detector_facts": engine.describe(),
+            "calibration": _calibration_facts(calibration, scenario),
             "options": options,
             "radio": {"kind": radio.kind, "actual": actual.as_dict(), "facts": radio.facts()},
         },
@@ -564,6 +619,7 @@ def _drive(
             radio,
             engine,
             receivers={"decisions": logs.on_decision, "dropped": logs.on_dropped, "frames": logs.on_frame},
+            errors=_errors(calibration, scenario, play.channels),
         )
         flowgraph.warm_up()
         begin = time.monotonic()

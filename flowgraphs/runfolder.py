@@ -123,6 +123,11 @@ class RunFolder:
         return self.path / "header_symbols.npy"
 
     @property
+    def calibration(self) -> Path:
+        """Calibration by which the receive chains were corrected."""
+        return self.path / "calibration.json"
+
+    @property
     def metrics(self) -> Path:
         """What was measured."""
         return self.path / "metrics.json"

@@ -26,6 +26,7 @@ from pydantic import (
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
 from ..errors import ScenarioError
+from ..hardware.calibration import PARTS, Part
 from ..models.channels import ChannelConfig, checked_array_shape
 from ..models.uad.preambles import qpsk_preambles
 
@@ -69,6 +70,8 @@ class RadioSection(_Section):
     losses: tuple[tuple[NonNegativeInt, PositiveInt], ...] = Field(
         (), description="loopback only: [sample, count] pairs of samples that vanish, as in an overflow"
     )
+    calibration: Path | None = Field(None, description="file of `semair calibrate` by which chains are corrected")
+    calibration_parts: tuple[Part, ...] = Field(PARTS, min_length=1, description="what of it is corrected")
 
 
 class Sync(_Section):

@@ -472,7 +472,7 @@ def transmit(
             "its code"
         )
     entry = {"id": uuid.uuid4().hex, "operator": getpass.getuser(), "plan": plan.as_dict(), "code": plan.code}
-    _append(log, {"event": "begin", **entry})
+    append_log(log, {"event": "begin", **entry})
     begin, sent, outcome = time.monotonic(), 0, "failed"
     try:
         gains = plan.gains_db[:1] * radio.capabilities.n_tx
@@ -499,7 +499,7 @@ def transmit(
         raise
     finally:
         seconds = time.monotonic() - begin
-        _append(log, {"event": "end", "id": entry["id"], "outcome": outcome, "samples": sent, "seconds": seconds})
+        append_log(log, {"event": "end", "id": entry["id"], "outcome": outcome, "samples": sent, "seconds": seconds})
 
 
 def _check_settings(asked: Settings, actual: Settings) -> None:
@@ -522,7 +522,7 @@ def default_log() -> Path:
     return state / "semair" / "transmissions.jsonl"
 
 
-def _append(log: Path, entry: dict[str, Any]) -> None:
+def append_log(log: Path, entry: dict[str, Any]) -> None:
     """One line at the end of the log, on disk before anything goes on."""
     line = json.dumps({"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **entry}, default=str) + "\n"
     try:
