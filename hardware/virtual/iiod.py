@@ -24,7 +24,7 @@ VERSION = b"0.24.c4498c2\n"
 
 _MAX_LINE = 1024
 _MAX_VALUE = 1 << 16
-_MAX_PAYLOAD = 1 << 28
+_MAX_PAYLOAD = 1 << 26
 _MAX_CONNECTIONS = 64
 # A client that has begun a request must finish it, and one that has asked must take the answer, within this.
 _PATIENCE_S = 30.0
