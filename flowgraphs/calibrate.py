@@ -10,13 +10,14 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from gnuradio import blocks as gr_blocks
 
-from ..blocks.runtime import RX_TIME, WORK_DONE, Failsafe, gr, guarded, input_tags, pmt, time_ticks, time_value
+from ..blocks.runtime import RX_TIME, WORK_DONE, Failsafe, gr, guarded, input_tags, pmt
 from ..blocks.waveforms.calibration import (
     Heard,
     Sounding,
@@ -55,9 +56,10 @@ from .transmit import append_log
 
 LEVEL_DBFS = -13.0
 _SOUNDINGS = 2
-# From when a burst is handed over until it is due, and what a radio gives before its stream has settled.
-_LEAD_S = 0.3
-_SETTLE_S = 0.05
+# From when a burst is handed over until it is due, and how long a stream is left to settle. Streams of several boards
+# come late at first by much more than what they need later.
+_LEAD_S = 1.0
+_SETTLE_S = 0.3
 _PATIENCE_S = 10.0
 _LEAST_SNR_DB = 5.0
 _FULL_SCALE = 0.999
@@ -157,7 +159,10 @@ def calibrate(
         if log is not None:
             append_log(log, {"event": "end", **entry})
     tell("estimating", 0.6)
-    found = estimate(measured, options, actual.sample_rate_hz)
+    try:
+        found = estimate(measured, options, actual.sample_rate_hz)
+    except RadioError as error:
+        raise RadioError(f"{error}; the radio counted {radio.counts() or 'nothing'}") from error
     created = datetime.now(UTC)
     tell("writing", 0.9)
     recording = _keep(measured, path.parent, name, radio, actual, scenario)
@@ -345,6 +350,12 @@ def measure(radio: Radio, actual: Settings, sounding: Sounding, amplitude: float
     return Measured(gather.samples[:, : gather.stored], sounding, flowgraph.sent_at(), flowgraph.kind == "timed")
 
 
+def _seconds(value: Any) -> Fraction:
+    """Time that an rx_time tag tells."""
+    whole, rest = pmt.tuple_ref(value, 0), pmt.tuple_ref(value, 1)
+    return pmt.to_uint64(whole) + Fraction(pmt.to_double(rest))
+
+
 class _Gather(Failsafe, gr.sync_block):
     """Keeps a stretch of some streams, and the time of their first sample."""
 
@@ -352,14 +363,14 @@ class _Gather(Failsafe, gr.sync_block):
         gr.sync_block.__init__(self, "semair gather", [np.complex64] * n_ports, None)
         self._rate_hz = rate_hz
         self._lock = threading.Lock()
-        self._clock: tuple[int, int] | None = None
+        self._clock: tuple[int, Fraction] | None = None
         self.begin = begin
         self.wanted = wanted
         self.samples = np.empty((n_ports, wanted), np.complex64)
         self.stored = 0
         self.heard = 0
         self.lost = 0
-        self.first_ticks: int | None = None
+        self.first_s: Fraction | None = None
 
     @guarded
     def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
@@ -367,12 +378,14 @@ class _Gather(Failsafe, gr.sync_block):
         with self._lock:
             for tag in input_tags(self, 0, n):
                 if pmt.equal(tag.key, RX_TIME):
-                    ticks = time_ticks(tag.value, self._rate_hz)
-                    if self._clock is None:
-                        self.first_ticks = ticks - tag.offset
-                    elif self.begin is not None and self.begin < tag.offset < self.begin + self.wanted:
-                        self.lost += ticks - self._clock[1] - (tag.offset - self._clock[0])
-                    self._clock = (tag.offset, ticks)
+                    at = _seconds(tag.value)
+                    if self._clock is not None and self.begin is not None:
+                        known_at, known_s = self._clock
+                        jump = round((at - known_s) * Fraction(self._rate_hz)) - (tag.offset - known_at)
+                        self.lost += jump if self.begin < tag.offset < self.begin + self.wanted else 0
+                    # The latest time holds: what was lost before does not matter.
+                    self.first_s = at - tag.offset / Fraction(self._rate_hz)
+                    self._clock = (tag.offset, at)
             self.heard = first + n
             if self.begin is not None:
                 skip = min(max(self.begin + self.stored - first, 0), n)
@@ -393,16 +406,16 @@ class _Gather(Failsafe, gr.sync_block):
 class _TimedBurst(Failsafe, gr.sync_block):
     """Sends a burst at a time that is told while the flowgraph runs."""
 
-    def __init__(self, rows: np.ndarray, rate_hz: float) -> None:
+    def __init__(self, rows: np.ndarray) -> None:
         gr.sync_block.__init__(self, "semair timed burst", None, [np.complex64] * len(rows))
         self._rows = rows
-        self._rate_hz = rate_hz
         self._due = threading.Event()
-        self.ticks = 0
+        self._time: Any = None
 
-    def release(self, ticks: int) -> None:
-        """Send at this time of the radio, in samples."""
-        self.ticks = ticks
+    def release(self, time_s: Fraction) -> None:
+        """Send at this time of the radio."""
+        seconds, rest = divmod(time_s, 1)
+        self._time = pmt.make_tuple(pmt.from_uint64(int(seconds)), pmt.from_double(float(rest)))
         self._due.set()
 
     def stop(self) -> bool:
@@ -414,6 +427,8 @@ class _TimedBurst(Failsafe, gr.sync_block):
         # A short wait only: the scheduler has to be able to end.
         if not self._due.wait(1e-3):
             return 0
+        if self._time is None:
+            return WORK_DONE
         at = self.nitems_written(0)
         n = min(len(output_items[0]), self._rows.shape[1] - at)
         if n == 0:
@@ -422,7 +437,7 @@ class _TimedBurst(Failsafe, gr.sync_block):
             values[:n] = row[at : at + n]
             if at == 0:
                 self.add_item_tag(port, 0, pmt.intern("tx_sob"), pmt.PMT_T)
-                self.add_item_tag(port, 0, pmt.intern("tx_time"), time_value(self.ticks, self._rate_hz))
+                self.add_item_tag(port, 0, pmt.intern("tx_time"), self._time)
             if at + n == self._rows.shape[1]:
                 self.add_item_tag(port, at + n - 1, pmt.intern("tx_eob"), pmt.PMT_T)
         return n
@@ -438,8 +453,9 @@ class _Flowgraph(gr.top_block):
     def __init__(self, radio: Radio, actual: Settings, sounding: Sounding, amplitude: float, options: Options) -> None:
         gr.top_block.__init__(self, "semair calibration")
         can, rate = radio.capabilities, actual.sample_rate_hz
+        self._rate_hz = rate
         source, sink = radio.source(), radio.sink()
-        self._lead = round(_LEAD_S * rate)
+        self._lead, self._settle = round(_LEAD_S * rate), round(_SETTLE_S * rate)
         pulse = np.zeros((can.n_tx, sounding.n_slots * sounding.slot_samples), np.complex64)
         first = options.tx_chain if options.method == "splitter" else 0
         pulse[first : first + sounding.n_slots] = amplitude * sounding.waveforms()
@@ -460,11 +476,11 @@ class _Flowgraph(gr.top_block):
         elif can.has_hw_time:
             self.kind = "timed"
             wanted, begin = sent.shape[1] + 3 * self._before, None
-            self.burst = _TimedBurst(sent, rate)
+            self.burst = _TimedBurst(sent)
             senders = []
         else:
             self.kind = "repeated"
-            wanted, begin = 2 * sent.shape[1], round(_SETTLE_S * rate)
+            wanted, begin = 2 * sent.shape[1], self._settle
             senders = [gr_blocks.vector_source_c(row.tolist(), True) for row in pulse]
         self.gather = _Gather(can.n_rx, rate, begin, wanted)
         self.nodes = [source, sink, self.gather, *senders]
@@ -478,10 +494,13 @@ class _Flowgraph(gr.top_block):
     def release(self) -> None:
         """Say when a timed burst is due, once the receiver runs and its clock is known."""
         gather = self.gather
-        if self.burst is None or gather.begin is not None or gather.first_ticks is None or not gather.heard:
+        if self.burst is None or gather.begin is not None or gather.first_s is None:
+            return
+        if gather.heard < self._settle:
             return
         place = gather.from_now(self._lead, self._before)
-        self.burst.release(gather.first_ticks + place)
+        # To the exact tick of the radio: its samples need not lie on a grid of sample periods.
+        self.burst.release(gather.first_s + place / Fraction(self._rate_hz))
 
     def sent_at(self) -> float | None:
         """Place of the first sounding's beginning in what was gathered, were there no delay; None: not known."""

@@ -156,7 +156,13 @@ def make_radio(scenario: Scenario, recorded: RecordedChannel | None = None) -> R
 
 def requested_settings(scenario: Scenario) -> Settings:
     """What a scenario asks of a radio."""
-    return Settings(scenario.frame.sample_rate_hz, scenario.radio.frequency_hz)
+    wanted = scenario.radio
+    return Settings(
+        scenario.frame.sample_rate_hz,
+        wanted.frequency_hz,
+        clock_source=wanted.clock_source,
+        time_source=wanted.time_source,
+    )
 
 
 def make_detector(scenario: Scenario, name: str | None = None, options: dict[str, Any] | None = None) -> Detector:

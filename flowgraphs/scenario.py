@@ -67,6 +67,8 @@ class RadioSection(_Section):
     address: str = Field("", description="which radio of this kind, see `semair radios`")
     frequency_hz: float = Field(3.5e9, gt=0, le=1e11, description="centre frequency")
     n_antennas: int = Field(4, ge=1, le=256, description="receive antennas of the base station")
+    clock_source: str = Field("internal", description="of the sample clock: internal, external, gpsdo, mimo")
+    time_source: str = Field("none", description="of the radio's time: none, external, gpsdo, mimo")
     losses: tuple[tuple[NonNegativeInt, PositiveInt], ...] = Field(
         (), description="loopback only: [sample, count] pairs of samples that vanish, as in an overflow"
     )
