@@ -3,7 +3,7 @@
 VENV    := .venv
 PY      := $(VENV)/bin/python
 SEMAIR  := $(VENV)/bin/semair
-APT     := gnuradio libiio-utils uhd-host gir1.2-gtk-3.0 python3-venv xvfb
+APT     := gnuradio libiio-utils uhd-host python3-soapysdr soapysdr-module-uhd gir1.2-gtk-3.0 python3-venv xvfb
 STAMP   := $(VENV)/.installed
 
 .PHONY: demo test lint fuzz setup clean

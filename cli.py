@@ -659,8 +659,8 @@ def radios(
 
 @app.command(
     epilog="Examples: semair serve loopback | semair serve replay:runs/demo/bs-rx.sigmf-meta | "
-    'semair serve "uhd:type=usrp2,addr=192.168.10.2" --listen tcp://10.0.0.5:5900 | elsewhere: semair run random-access '
-    "--set radio.kind=zmq --set radio.address=tcp://10.0.0.5:5900"
+    'semair serve "uhd:type=usrp2,addr=192.168.10.2" --listen tcp://10.0.0.5:5900 | elsewhere: semair run '
+    "random-access --set radio.kind=zmq --set radio.address=tcp://10.0.0.5:5900"
 )
 def serve(
     radio: Annotated[str, typer.Argument(metavar="KIND[:ADDRESS]", help="A radio here, see `semair radios`.")],

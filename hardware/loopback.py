@@ -40,6 +40,7 @@ class LoopbackRadio(Radio):
     """
 
     kind = "loopback"
+    waits = True
 
     def __init__(
         self,

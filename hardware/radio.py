@@ -139,9 +139,17 @@ class Radio(ABC):
 
     A backend is a module of this folder with one subclass; it is found by its `kind`, without a list to edit.
     `configure` comes first; `source` and `sink` give the same block at every call until it is configured again.
+
+    Attributes:
+        kind: the backend's name.
+        waits: its samples come when they are taken, so that nothing is lost however late that is.
+        foreign: its driver is foreign code that may hang or abort; `find` is then called in a process of its own.
+        capabilities: what this radio can do.
     """
 
     kind: ClassVar[str]
+    waits: ClassVar[bool] = False
+    foreign: ClassVar[bool] = False
     capabilities: Capabilities
 
     @classmethod
@@ -193,6 +201,18 @@ class Radio(ABC):
             RadioError: it has no gain to set, the gain is outside of what it can do, or it was not configured.
         """
         raise RadioError(f"radio {self.kind} has no transmit gain, but {gain_db:g} dB were asked for")
+
+    def silence(self) -> None:
+        """Turn every transmitter down as far as it goes."""
+        if self.capabilities.tx_gains_db is not None:
+            self.set_tx_gain_db(self.capabilities.tx_gains_db[0])
+
+    def locks(self) -> dict[str, bool]:
+        """Which of its clocks and oscillators are locked, by name; empty where it does not tell."""
+        return {}
+
+    def close(self) -> None:  # noqa: B027 - nothing to do is right for most
+        """Let go of the device, once its flowgraph has ended; nothing can be asked of this radio afterwards."""
 
     def truth(self) -> Truth | None:
         """What a simulated radio knows about its own faults, once configured; None for real ones."""

@@ -32,6 +32,7 @@ class ReplayRadio(Radio):
     """
 
     kind = "replay"
+    waits = True
 
     def __init__(
         self,

@@ -168,19 +168,19 @@ def test_wrong_usage_is_told_without_traceback(semair, words, said):
 
 
 def test_a_defect_is_not_hidden(semair, monkeypatch):
-    def broken() -> None:
+    def broken(*_: object) -> None:
         raise RuntimeError("never thought of")
 
-    monkeypatch.setattr("semair.hardware.discover.find_radios", broken)
+    monkeypatch.setattr("semair.hardware.discover.search", broken)
     with pytest.raises(RuntimeError, match="never thought of"):
         semair("radios")
 
 
 def test_ctrl_c_in_any_command_has_its_code(semair, monkeypatch):
-    def interrupted() -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("semair.hardware.discover.find_radios", interrupted)
+    monkeypatch.setattr("semair.hardware.discover.search", interrupted)
     ended = semair("radios", "--json")
     assert (ended.code, ended.out) == (130, "")
     assert ended.err.strip() == "stopped by Ctrl-C"

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,12 @@ from semair.blocks.waveforms.impairments import Impairments  # noqa: E402
 from semair.captures.devicetime import DeviceTime  # noqa: E402
 from semair.captures.writer import RecordingWriter  # noqa: E402
 from semair.errors import RadioError, RecordingError  # noqa: E402
-from semair.hardware.discover import backend, backends, find_radios  # noqa: E402
+from semair.hardware.discover import backend, backends, search  # noqa: E402
 from semair.hardware.loopback import LoopbackRadio  # noqa: E402
-from semair.hardware.radio import Capabilities, Radio, Settings  # noqa: E402
+from semair.hardware.network import NetworkRadio  # noqa: E402
+from semair.hardware.radio import Capabilities, Link, Radio, Settings  # noqa: E402
 from semair.hardware.replay import ReplayRadio  # noqa: E402
+from semair.hardware.serving import RadioServer  # noqa: E402
 from semair.models.channels import ChannelConfig  # noqa: E402
 from semair.models.uad.preambles import qpsk_preambles  # noqa: E402
 
@@ -153,6 +155,7 @@ class Case:
         wrong_frequency_hz: that it must refuse.
         wrong_frequency_words: that the refusal must hold: what was given, what is allowed.
         tx: samples to send, None where it cannot.
+        close: called after the test.
     """
 
     radio: Radio
@@ -161,24 +164,27 @@ class Case:
     wrong_frequency_hz: float
     wrong_frequency_words: tuple[str, str]
     tx: np.ndarray | None
+    close: Callable[[], None] = lambda: None
+
+
+LOOPBACK_OPTIONS: dict[str, Any] = {
+    "n_rx": 3,
+    "n_users": 8,
+    "channel": WIRE,
+    "beacon_channel": ChannelConfig(kind="rayleigh", delay_spread_s=3e-7, doppler_hz=11),
+    "impairments": Impairments.preset("wireless"),
+    "noise_power": 0.1,
+    "expected_power": 1.0,
+    "seed": 4,
+}
 
 
 def loopback_case(folder: Path) -> Case:
     """Three antennas in a room, and an overflow."""
-    options: dict[str, Any] = {
-        "n_rx": 3,
-        "n_users": 8,
-        "channel": WIRE,
-        "beacon_channel": ChannelConfig(kind="rayleigh", delay_spread_s=3e-7, doppler_hz=11),
-        "impairments": Impairments.preset("wireless"),
-        "noise_power": 0.1,
-        "expected_power": 1.0,
-        "seed": 4,
-    }
     tx = signal(12 * BLOCK)
-    air = Air(sample_rate_hz=RATE_HZ, centre_frequency_hz=FREQUENCY_HZ, **options)
+    air = Air(sample_rate_hz=RATE_HZ, centre_frequency_hz=FREQUENCY_HZ, **LOOPBACK_OPTIONS)
     received = np.delete(air.process(tx), np.s_[5000:5777], axis=1)
-    radio = loopback(**options, losses=[(5000, 777)])
+    radio = loopback(**LOOPBACK_OPTIONS, losses=[(5000, 777)])
     return Case(radio, received, {0: 0, 5000: 5777}, -1.0, ("-1", "0 to 1e+11"), tx)
 
 
@@ -198,12 +204,28 @@ def replay_case(folder: Path) -> Case:
     return Case(ReplayRadio(folder / "rx"), samples, times, 2.4e9, ("2400000000", "3500000000"), None)
 
 
-CASES: dict[str, Callable[[Path], Case]] = {"loopback": loopback_case, "replay": replay_case}
+def zmq_case(folder: Path) -> Case:
+    """The loopback radio of above, over a network."""
+    case = loopback_case(folder)
+    server = RadioServer("loopback")
+    link = Link(FrameFormat(), tail_samples=0, losses=[(5000, 777)], **LOOPBACK_OPTIONS)
+    radio = NetworkRadio(server.endpoint, link)
+
+    def close() -> None:
+        radio.close()
+        server.close()
+
+    return dataclasses.replace(case, radio=radio, close=close)
+
+
+CASES: dict[str, Callable[[Path], Case]] = {"loopback": loopback_case, "replay": replay_case, "zmq": zmq_case}
 
 
 @pytest.fixture(params=CASES)
-def case(request, tmp_path) -> Case:
-    return CASES[request.param](tmp_path)
+def case(request, tmp_path) -> Iterator[Case]:
+    case = CASES[request.param](tmp_path)
+    yield case
+    case.close()
 
 
 # Radios of hardware play for ever and never the same twice; each keeps the contract in tests of its own.
@@ -315,7 +337,7 @@ def test_a_radio_is_found_by_its_name(kind):
     assert found
     assert {info.kind for info in found} == {kind}
     assert all(info.address and info.description for info in found)
-    assert all(info in find_radios() for info in found)
+    assert search([kind]).radios == found
 
 
 # Discovery
@@ -356,11 +378,11 @@ def add_backend(tmp_path, monkeypatch):
 
 
 def test_a_module_in_the_folder_is_a_radio_without_a_list_to_edit(add_backend):
-    before, found = set(backends()), len(find_radios())
+    before = set(backends())
     add_backend("tin_can", "tin-can")
     assert set(backends()) - before == {"tin-can"}
     assert backend("tin-can").__name__ == "Other"
-    assert len(find_radios()) == found + 1
+    assert [info.kind for info in search(["tin-can", "replay"]).radios] == ["loopback", "replay"]
 
 
 def test_radios_defined_elsewhere_are_none_of_the_folder():
