@@ -180,11 +180,12 @@ def _stream(radio: VirtualAd9361, rate_hz: float, duration_s: float) -> tuple[in
 def _write_samples(radio: VirtualAd9361) -> bool:
     """Whether samples that iio_writedev was given were sent, and nothing more after it."""
     _tool("iio_attr", "-u", radio.uri, "-c", "ad9361-phy", "voltage0", "sampling_frequency", "2500000")
-    samples = np.tile(np.array([8000, 0], dtype="<i2"), 40_000).tobytes()
-    _tool("iio_writedev", "-u", radio.uri, "-b", "10000", "-s", "40000", TX_CORE, given=samples)
+    # Far more than the queue holds: what lies in it when the client ends is never sent.
+    samples = np.tile(np.array([8000, 0], dtype="<i2"), 1_000_000).tobytes()
+    _tool("iio_writedev", "-u", radio.uri, "-b", "10000", "-s", "1000000", TX_CORE, given=samples)
     chain = radio.radio.tx[0]
     now = radio.air.now(chain)
-    sent = radio.air.sent(chain, max(now - 2_500_000, 0), 2_500_000)
+    sent = radio.air.sent(chain, max(now - 2_000_000, 0), 2_000_000)
     return set(np.unique(sent)) == {0, 500 / 2048} and not radio.transmitting()
 
 
