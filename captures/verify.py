@@ -13,6 +13,8 @@ from typing import Literal
 from sigmf import keys
 
 from ..errors import RecordingError
+from .channels import DATA_SUFFIX as CHANNEL_SUFFIX
+from .channels import INFO_SUFFIX, channel_files, read_channels
 from .collection import collection_body, find_collection, listed_streams, require_stream
 from .extensions import standard_problems
 from .journal import Ledger, RecordingPaths, is_locked, leftovers, read_ledger
@@ -56,12 +58,12 @@ class Finding:
 
 
 def verify(path: str | Path) -> list[Finding]:
-    """Check a recording, a collection with its recordings, or everything in a folder.
+    """Check a recording, a collection with its recordings, a channel recording, or everything in a folder.
 
     All data are read once for their checksums. Nothing is changed.
 
     Args:
-        path: as for `Recording.open` or `open_collection`, or any folder.
+        path: as for `Recording.open`, `open_collection` or `read_channels`, or any folder.
 
     Returns:
         Findings in the order of the files; whole if none is of severity ``error``.
@@ -72,6 +74,8 @@ def verify(path: str | Path) -> list[Finding]:
     path = Path(path)
     if path.is_dir():
         return list(_folder(path))
+    if path.name.endswith((INFO_SUFFIX, CHANNEL_SUFFIX)):
+        return list(_channels(channel_files(path)[0]))
     base = path.name.removesuffix(COLLECTION_SUFFIX)
     if path.name.endswith(COLLECTION_SUFFIX) or (
         not path.with_name(base + META_SUFFIX).exists() and path.with_name(base + COLLECTION_SUFFIX).exists()
@@ -95,9 +99,19 @@ def _folder(folder: Path) -> Iterator[Finding]:
         meta_path = path.with_name(path.name.removesuffix(DATA_SUFFIX) + META_SUFFIX)
         if meta_path not in metas and path not in [paths.data for paths in left]:
             yield Finding("error", path, "", f"{meta_path.name} is missing; restore it from a copy")
+    for name in sorted({p.name.removesuffix(end) for end in (INFO_SUFFIX, CHANNEL_SUFFIX) for p in visible(end)}):
+        yield from _channels(folder / (name + INFO_SUFFIX))
     recovered = {_recording_id(path) for path in metas}
     for paths in left:
         yield from _leftover(paths, recovered)
+
+
+def _channels(info_path: Path) -> Iterator[Finding]:
+    """Findings of a channel recording, whose reader checks all of it."""
+    try:
+        read_channels(info_path)
+    except RecordingError as err:
+        yield Finding("error", info_path, "", str(err))
 
 
 def _recording_id(meta_path: Path) -> str | None:

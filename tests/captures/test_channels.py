@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from semair.captures.channels import ARRAYS, ChannelRecording, channel_files, read_channels
+from semair.captures.verify import verify
 from semair.errors import RecordingError
 
 SIZES = {"frames": 3, "antennas": 2, "delays": 4, "links": 5}
@@ -142,3 +143,18 @@ def test_arrays_that_do_not_fit_are_never_written(found, tmp_path, name, change,
     with pytest.raises(ValueError, match=word):
         replace(found, arrays=arrays).write(tmp_path / "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_verify_reads_channel_recordings_too(found, tmp_path):
+    info, data = channel_files(found.write(tmp_path / "hall"))
+    assert verify(tmp_path) == verify(info) == verify(data) == []
+    content = bytearray(data.read_bytes())
+    content[len(content) // 2] ^= 4
+    data.write_bytes(content)
+    for path in (tmp_path, info, data):
+        (finding,) = verify(path)
+        assert (finding.severity, finding.file) == ("error", info)
+        assert "hall.channel.npz" in finding.message
+    info.unlink()
+    (finding,) = verify(tmp_path)
+    assert "hall.channel.json is missing" in finding.message
