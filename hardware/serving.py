@@ -105,6 +105,11 @@ class RadioServer:
         """Whether a client has the radio."""
         return self._session is not None
 
+    @property
+    def lost_samples(self) -> int:
+        """Samples per channel that were left out since the present client's flowgraph started."""
+        return 0 if self._session is None else self._session.lost_samples
+
     def __enter__(self) -> RadioServer:
         return self
 
@@ -290,11 +295,18 @@ class _Session:
         piece = run.outgoing.next()
         if piece is not None:
             return wire.pack_piece(run.epoch, piece)
-        lost = run.outgoing.end()
+        # A flowgraph that broke ends its streams, too: then this is not how they end.
+        lost = run.outgoing.end() if run.ended.is_set() and run.failure() is None else None
         if lost is not None:
             run.said_end = True
             return wire.pack("end", {"epoch": run.epoch, "lost": lost})
         return None
+
+    @property
+    def lost_samples(self) -> int:
+        """Samples per channel that were left out in this run."""
+        run = self._run
+        return 0 if run is None else run.outgoing.lost
 
     def close(self, wait: bool) -> None:
         """End it."""
@@ -509,7 +521,7 @@ class _ServedRun:
         self.uses_source, self._uses_sink = uses_source, uses_sink
         self.ended = threading.Event()
         self.said_end = False
-        self._radio, self._settings = radio, settings
+        self._server, self._radio, self._settings = server, radio, settings
         self._is_checked = guarded
         self._longest_s = LONGEST_S if server.site is None else server.site.max_duration_s
         rate_hz = settings.sample_rate_hz
@@ -542,13 +554,8 @@ class _ServedRun:
             self._nodes.append(receiver)
             for port in range(can.n_tx):
                 top.connect((receiver, port), (sink, port))
-        elif sink is source and sink is not None:
-            from gnuradio import blocks
-
-            silence = blocks.null_source(gr.sizeof_gr_complex)
-            self._nodes.append(silence)
-            for port in range(can.n_tx):
-                top.connect(silence, (sink, port))
+        if sink is source:
+            self._complete(top, source)
         for node in self._nodes:
             if isinstance(node, Failsafe):
                 node.warm_up()
@@ -560,6 +567,21 @@ class _ServedRun:
             for message in early:
                 self._post_message(message)
         threading.Thread(target=self._await_end, args=(top,), name="end of served radio", daemon=True).start()
+
+    def _complete(self, top: Any, block: Any) -> None:
+        """Connect the ends of an emulated air that the client has no use for."""
+        from gnuradio import blocks
+
+        if not self._uses_sink:
+            silence = blocks.null_source(gr.sizeof_gr_complex)
+            self._nodes.append(silence)
+            for port in range(self._radio.capabilities.n_tx):
+                top.connect(silence, (block, port))
+        if not self.uses_source:
+            unheard = blocks.null_sink(gr.sizeof_gr_complex)
+            self._nodes.append(unheard)
+            for port in range(self._radio.capabilities.n_rx):
+                top.connect((block, port), (unheard, port))
 
     def check(self, piece: Piece) -> None:
         """Refuse what the site's rules do not cover.
@@ -599,6 +621,7 @@ class _ServedRun:
     def _await_end(self, top: Any) -> None:
         top.wait()
         self.ended.set()
+        self._server.wake()
 
     def _aborted(self) -> BaseException | None:
         return self._error

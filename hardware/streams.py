@@ -76,7 +76,8 @@ class Outgoing:
 
     def __init__(self, n_ports: int, window: int, may_drop: bool, notify: Callable[[], None]) -> None:
         self.lost = 0
-        self._limit = piece_samples(n_ports)
+        # A piece that is larger than the window would never go.
+        self._limit = max(min(piece_samples(n_ports), window // 4), 1)
         self._window = window
         self._room = max(window, 2 * self._limit)
         self._may_drop = may_drop
