@@ -98,7 +98,7 @@ class Measured:
 
     Attributes:
         samples: complex64, (receive chain, n).
-        sounding: sent twice in a row.
+        sounding: sent twice, `_spacing` apart.
         sent_at: sample of the transmitter's count at which the first began, less the receiver's at samples[:, 0];
             None where the two counts have nothing in common.
         timed: by the radio's clock.
@@ -209,7 +209,7 @@ def estimate(measured: Measured, options: Options, rate_hz: float) -> dict[str, 
         )
     try:
         start, cfo = find_sounding(samples, sounding, _max_cfo_cycles(rate_hz), first=True)
-        second = start + sounding.n_slots * sounding.slot_samples
+        second = start + _spacing(sounding)
         slots = range(sounding.n_slots)
         first_heard = [listen(samples, sounding, start, cfo, slot) for slot in slots]
     except ValueError as error:
@@ -356,6 +356,11 @@ def _seconds(value: Any) -> Fraction:
     return pmt.to_uint64(whole) + Fraction(pmt.to_double(rest))
 
 
+def _spacing(sounding: Sounding) -> int:
+    """From one sounding to the next: a silent slot tells the last slot of one from the first of the next."""
+    return (sounding.n_slots + 1) * sounding.slot_samples
+
+
 class _Gather(Failsafe, gr.sync_block):
     """Keeps a stretch of some streams, and the time of their first sample."""
 
@@ -456,9 +461,9 @@ class _Flowgraph(gr.top_block):
         self._rate_hz = rate
         source, sink = radio.source(), radio.sink()
         self._lead, self._settle = round(_LEAD_S * rate), round(_SETTLE_S * rate)
-        pulse = np.zeros((can.n_tx, sounding.n_slots * sounding.slot_samples), np.complex64)
-        first = options.tx_chain if options.method == "splitter" else 0
-        pulse[first : first + sounding.n_slots] = amplitude * sounding.waveforms()
+        pulse = np.zeros((can.n_tx, _spacing(sounding)), np.complex64)
+        first, waveforms = options.tx_chain if options.method == "splitter" else 0, sounding.waveforms()
+        pulse[first : first + sounding.n_slots, : waveforms.shape[1]] = amplitude * waveforms
         sent = np.tile(pulse, (1, _SOUNDINGS))
         self._before = sounding.slot_samples
         senders: list[Any]
@@ -480,7 +485,7 @@ class _Flowgraph(gr.top_block):
             senders = []
         else:
             self.kind = "repeated"
-            wanted, begin = 2 * sent.shape[1], self._settle
+            wanted, begin = 3 * pulse.shape[1], self._settle
             senders = [gr_blocks.vector_source_c(row.tolist(), True) for row in pulse]
         self.gather = _Gather(can.n_rx, rate, begin, wanted)
         self.nodes = [source, sink, self.gather, *senders]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..blocks.waveforms.calibration import ChainError, image_of_imbalance, imbalance_of_image
 from ..errors import RadioError, ScenarioError, StorageError, explain_validation
@@ -125,7 +125,7 @@ class Validity(_Section):
     bandwidth_hz: Span | None = Field(None, description="none: the radio has none to set")
     clock_source: str
     temperature_c: Span | None = Field(None, description="none: not known when it was measured")
-    until: datetime = Field(description="not used later than this")
+    until: AwareDatetime = Field(description="not used later than this")
     tune: str | None = Field(description="the one tuning at which phases hold; none: they survive retuning and restart")
 
 
@@ -174,7 +174,7 @@ class Calibration(_Section):
     """A calibration file."""
 
     format: Literal[1] = 1
-    created: datetime
+    created: AwareDatetime
     method: Literal["splitter", "antennas"] = Field(
         description="splitter: one transmit chain into all receive chains; antennas: each into each"
     )

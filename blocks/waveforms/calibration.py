@@ -172,7 +172,7 @@ def find_sounding(
         received: complex64, (receive chain, n).
         sounding: what was sent.
         max_cfo_cycles: largest carrier offset to expect, in cycles per sample.
-        first: the first of several soundings instead of the strongest.
+        first: the first of several soundings, a slot apart at least, instead of the strongest.
 
     Returns:
         Index at which its first slot begins, to the nearest sample, and the carrier offset in cycles per sample.
@@ -209,20 +209,22 @@ def find_sounding(
         for shift in shifts
     ]
     cfo = fine + shifts[int(np.argmax(peaks))] / period
-    burst = np.tile(sounding.period(), sounding.periods)
-    matched = np.zeros(n - burst.size + 1)
-    turned = x * np.exp(-2j * np.pi * cfo * np.arange(n))
-    for row in turned:
-        matched += np.abs(fftconvolve(row, np.conj(burst[::-1]), mode="valid")) ** 2
+    # Coherent within a period, and not beyond: phase noise may have turned the carrier by then.
+    one = np.zeros(n - period + 1)
+    for row in x * np.exp(-2j * np.pi * cfo * np.arange(n)):
+        one += np.abs(fftconvolve(row, np.conj(sounding.period()[::-1]), mode="valid")) ** 2
+    matched = np.sum(
+        [one[k * period : one.size - (sounding.periods - 1 - k) * period] for k in range(sounding.periods)], 0
+    )
     slots = sounding.slot_samples * np.arange(sounding.n_slots)
     if matched.size <= slots[-1]:
         raise ValueError(f"{n} samples are too few for a sounding of {sounding.n_slots} slots")
     together = np.sum([matched[slot : matched.size - slots[-1] + slot] for slot in slots], axis=0)
     start = int(np.argmax(together))
     if first:
-        # Where a burst is heard but for a few of its periods, the whole of it is near.
+        # Where all but a part of it is heard, the whole of it is near.
         early = int(np.flatnonzero(together > 0.7 * together[start])[0])
-        start = early + int(np.argmax(together[early : early + burst.size // 2]))
+        start = early + int(np.argmax(together[early : early + sounding.n_slots * sounding.slot_samples // 2]))
     return start, cfo
 
 
@@ -306,17 +308,17 @@ def listen(received: np.ndarray, sounding: Sounding, start: int, cfo_cycles: flo
     noise = np.mean(np.abs(rest) ** 2, axis=1) / (1 - bins.size / width)
     power = np.maximum(np.mean(np.abs(signal) ** 2, axis=1) - noise * bins.size / width, np.finfo(float).tiny)
     weights = power / np.maximum(noise, np.finfo(float).tiny)
-    amplitude = np.sqrt(power)
-    late, _ = delay_and_gain(gains[0] / sent, np.ones(bins.size), bins, period)
+    fits = [delay_and_gain(row / sent, np.ones(bins.size), bins, period) for row in gains]
+    at_carrier = np.array([gain for _, gain in fits])
     return Heard(
         spectra=spectra,
         gains=gains / sent,
-        start_samples=begin - period + late,
+        start_samples=begin - period + fits[0][0],
         cfo_cycles=cfo,
         image=fitted[:, 1],
         dc=fitted[:, 0],
         tx_image=complex(np.average(fitted[:, 3], weights=weights)) if split else None,
-        tx_dc=complex(np.average(fitted[:, 2] / amplitude, weights=weights)) if split else None,
+        tx_dc=complex(np.average(fitted[:, 2] / at_carrier, weights=weights)) if split else None,
         noise_power=noise,
         snr_db=10 * np.log10(power / np.maximum(noise, np.finfo(float).tiny)),
     )
