@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _hardware_n210, _hardware_pluto
+from . import _hardware_calibration, _hardware_n210, _hardware_pluto
 from .entry import Measurement
 
 AREA = "hardware"
@@ -13,4 +13,5 @@ def measurements(quick: bool) -> list[Measurement]:
     return [
         *_hardware_pluto.measurements(quick),
         *_hardware_n210.measurements(quick),
+        *_hardware_calibration.measurements(quick),
     ]

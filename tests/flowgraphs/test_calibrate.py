@@ -22,10 +22,14 @@ from semair.blocks.waveforms.calibration import Sounding
 from semair.blocks.waveforms.impairments import fractional_delay
 from semair.captures.reader import Recording
 from semair.captures.verify import verify
+from semair.cli import app
 from semair.errors import RadioError, ScenarioError
 from semair.flowgraphs import calibrate as module
+from semair.flowgraphs.benchmarks import _hardware_calibration, entry_names
 from semair.flowgraphs.calibrate import Options, calibrate
 from semair.flowgraphs.report import write_report
+from semair.flowgraphs.report_data import load_run
+from semair.flowgraphs.report_sections import settings_section
 from semair.flowgraphs.run import make_radio, replay_recording, replay_run, requested_settings, run_random_access
 from semair.flowgraphs.runfolder import RunFolder
 from semair.flowgraphs.scenario import load_scenario
@@ -35,6 +39,7 @@ from semair.hardware.radio import Capabilities, Link, Radio, RadioInfo, Settings
 from semair.hardware.site import Site
 from semair.hardware.virtual.air import VirtualAir
 from semair.hardware.virtual.n210 import VirtualN210
+from typer.testing import CliRunner
 
 SMALL = ["radio.n_antennas=3", "users.n_users=16", "users.preamble_lengths=[8]", "link.beacon_snr_db=20"]
 
@@ -52,6 +57,14 @@ def run(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with this calibration."""
     folder = tmp_path_factory.mktemp("runs") / "run"
     run_random_access(load_scenario("lab", [*SMALL, f"radio.calibration={calibrated}"]), folder, n_frames=12)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run without."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    run_random_access(load_scenario("lab", SMALL), folder, n_frames=12)
     return folder
 
 
@@ -79,7 +92,7 @@ def test_planted_errors_of_the_loopback_radio_are_found(level: str, tmp_path: Pa
         assert chain.iq_gain_db == pytest.approx(scenario.impairments.iq_gain_db, abs=0.1)
         assert chain.iq_phase_deg == pytest.approx(scenario.impairments.iq_phase_deg, abs=0.7)
         assert chain.dc_dbfs == pytest.approx(scenario.impairments.dc_dbfs, abs=5)
-    # Phase noise of linewidth b leaves a line through T seconds of phase uncertain by about sqrt(b / (2 pi T)): 3 Hz for
+    # Phase noise of linewidth b leaves a line through T seconds of phase uncertain by sqrt(b / (2 pi T)): 3 Hz for
     # 2 Hz and 34 ms; five of that.
     assert found.cfo_hz == pytest.approx(truth.cfo_hz, abs=15)
     assert found.turnaround is not None
@@ -113,9 +126,7 @@ def test_the_measurement_is_kept_and_vouched_for(calibrated: Path) -> None:
     assert recording.global_fields["role"] == "calibration"
 
 
-def test_a_run_is_corrected_and_its_recording_is_as_received(run: Path, calibrated: Path, tmp_path: Path) -> None:
-    plain = tmp_path / "plain"
-    run_random_access(load_scenario("lab", SMALL), plain, n_frames=12)
+def test_a_run_is_corrected_and_its_recording_is_as_received(run: Path, plain: Path, calibrated: Path) -> None:
     raw = [Path(folder / "bs-rx.sigmf-data").read_bytes() for folder in (run, plain)]
     assert raw[0] == raw[1]
     corrected, as_it_is = RunFolder(run), RunFolder(plain)
@@ -151,13 +162,12 @@ def test_any_recording_is_corrected_where_settings_agree(run: Path, calibrated: 
         replay_recording(run / "bs-rx.sigmf-meta", other, tmp_path / "other", play=PlayOptions(channels=(0, 1)))
 
 
-def test_every_report_says_by_what_the_chains_were_corrected(run: Path, tmp_path: Path) -> None:
+def test_every_report_says_by_what_the_chains_were_corrected(run: Path, plain: Path) -> None:
     page = write_report(run, detectors=[]).read_text(encoding="utf-8")
     for words in ("Calibration", "residual delay", "residual phase", "residual gain", "residual image", "residual DC"):
         assert words in page
-    folder = tmp_path / "plain"
-    run_random_access(load_scenario("lab", SMALL), folder, n_frames=2, record=False)
-    assert "none: the chains are received as they are" in write_report(folder, detectors=[]).read_text(encoding="utf-8")
+    (used,) = settings_section(load_run(plain))["calibration"]
+    assert used[1] == "none: the chains are received as they are"
 
 
 def test_a_calibration_for_something_else_is_refused_before_anything_is_made(calibrated: Path, tmp_path: Path) -> None:
@@ -327,9 +337,8 @@ class Timeless(Radio):
 
 def test_reciprocity_of_two_antennas_without_a_common_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, Timeless)
-    found = calibrate(
-        load_scenario("lab", ["radio.n_antennas=2"]), tmp_path / "x.calibration.json", Options(method="antennas")
-    )
+    scenario = load_scenario("lab", ["radio.n_antennas=2", "frame.sample_rate_hz=4e5", "sync.max_cfo_ppm=1"])
+    found = calibrate(scenario, tmp_path / "x.calibration.json", Options(method="antennas"))
     assert found.turnaround is None
     assert found.valid.tune is not None
     assert found.reciprocity is not None
@@ -337,6 +346,32 @@ def test_reciprocity_of_two_antennas_without_a_common_time(tmp_path: Path, monke
     assert found.reciprocity.factors()[0] == pytest.approx(c / c[0], abs=2e-3)
     assert found.mismatch_db < -40
     assert all(chain.delay_samples == chain.gain_db == chain.phase_deg == 0 for chain in found.chains)
+
+
+def test_from_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.calibration.json"
+    settings = [part for setting in SMALL for part in ("--set", setting)]
+    shown = CliRunner().invoke(app, ["calibrate", str(path), *settings, "--log", str(tmp_path / "log")])
+    assert shown.exit_code == 0
+    for words in ("mismatch", "turnaround", "transmitter", f"--set radio.calibration={path}"):
+        assert words in shown.output
+    assert {item.name for item in tmp_path.iterdir()} == {
+        "x.calibration.json", "x.sigmf-data", "x.sigmf-meta", "log",
+    }  # fmt: skip
+    printed = CliRunner().invoke(app, ["calibrate", str(path), *settings, "--json", "--log", str(tmp_path / "log")])
+    assert json.loads(printed.stdout) == json.loads(load_calibration(path).model_dump_json())
+    wrong = CliRunner().invoke(app, ["calibrate", str(path), "--method", "guess"])
+    assert isinstance(wrong.exception, ScenarioError)
+    assert "splitter or antennas" in str(wrong.exception)
+
+
+def test_the_benchmark_measures_what_it_says() -> None:
+    names = entry_names("hardware", quick=False)
+    for what in ("delay", "phase", "gain"):
+        assert {f"calibration/{radio}/{what}" for radio in ("loopback-cabled", "n210x1", "n210x2")} <= set(names)
+    entries = list(_hardware_calibration.on_loopback("cabled", 1, lambda _: None))
+    assert [entry.name.rpartition("/")[2] for entry in entries] == ["delay", "phase", "gain"]
+    assert all(0 < entry.value < entry.reference for entry in entries)
 
 
 # The virtual N210
