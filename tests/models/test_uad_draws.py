@@ -241,10 +241,11 @@ def test_lab_groups_are_those_of_the_lab_scenario():
 
 def test_lab_channel_correlates_over_frequency_as_the_channel_model():
     lab = LabChannel(doppler_hz=0)
-    h = responses(lab, 4000, length=4)  # four subcarriers of each group, one OFDM symbol
-    assert h.shape[1:] == (4, 64)
-    at = h.reshape(-1, 4, 4, 16).transpose(0, 2, 3, 1).reshape(-1, 4, 64)  # (slot, antenna, group and subcarrier)
-    freqs_hz = (np.array(lab.group_subcarriers)[:, None] + np.arange(4)).ravel() * lab.subcarrier_spacing_hz
+    width = lab.group_width
+    h = responses(lab, 4000, length=width)  # the subcarriers of each group, one OFDM symbol
+    assert h.shape[1:] == (width, 64)
+    at = h.reshape(-1, width, 4, 16).transpose(0, 2, 3, 1).reshape(-1, 4, 16 * width)  # (slot, antenna, subcarrier)
+    freqs_hz = (np.array(lab.group_subcarriers)[:, None] + np.arange(width)).ravel() * lab.subcarrier_spacing_hz
     config = ChannelConfig(kind="rayleigh", delay_spread_s=0.5e-6)
     rng = np.random.default_rng(2)
     reference = np.array([frequency_response(draw_paths(config, 4, rng), freqs_hz) for _ in range(3000)])
@@ -254,7 +255,7 @@ def test_lab_channel_correlates_over_frequency_as_the_channel_model():
     # Closed form of an exponential profile (its cut tail is 5e-5 of the power).
     apart_hz = freqs_hz[:, None] - freqs_hz
     np.testing.assert_allclose(covariances[0], 1 / (1 + 2j * np.pi * apart_hz * 0.5e-6), atol=5 * 0.009)
-    antennas = np.einsum("saf,sbf->ab", at, at.conj()) / (64 * len(at))
+    antennas = np.einsum("saf,sbf->ab", at, at.conj()) / (16 * width * len(at))
     # Averages over the band have about ten independent values.
     np.testing.assert_allclose(antennas, np.eye(4), atol=5 / np.sqrt(4000 * 10))
 
@@ -262,10 +263,11 @@ def test_lab_channel_correlates_over_frequency_as_the_channel_model():
 def test_lab_offset_turns_the_phase_from_symbol_to_symbol():
     lab = LabChannel(n_antennas=1, delay_spread_s=0.0, doppler_hz=0.0, cfo_hz=200.0)
     h = responses(lab, 3000)
-    turns = np.angle(h[:, 4::4] * h[:, :-4:4].conj())  # (slot, symbol, group)
+    width = lab.group_width
+    turns = np.angle(h[:, width::width] * h[:, :-width:width].conj())  # (slot, symbol, group)
     # The same in all groups and between all symbols, constant within an OFDM symbol.
     np.testing.assert_allclose(turns, turns[:, :1, :1] * np.ones_like(turns), atol=2e-3)
-    np.testing.assert_allclose(h[:, 0], h[:, 3], atol=1e-4)
+    np.testing.assert_allclose(h[:, 0], h[:, width - 1], atol=1e-4)
     step = 2 * np.pi * 200 * lab.symbol_s
     # Standard deviation of an estimated deviation: 1/sqrt(6000) of it.
     assert turns[:, 0, 0].std() == pytest.approx(step, rel=5 / np.sqrt(6000))
@@ -285,7 +287,7 @@ def test_lab_timing_turns_the_phase_over_subcarriers():
 
 def test_lab_phase_noise_is_a_random_walk_of_its_linewidth():
     lab = LabChannel(n_antennas=1, delay_spread_s=0.0, doppler_hz=0.0, phase_noise_linewidth_hz=20.0)
-    h = responses(lab, 3000)[:, ::4, 0]
+    h = responses(lab, 3000)[:, :: lab.group_width, 0]
     turns = np.angle(h[:, 1:] * h[:, :-1].conj())
     variance = 2 * np.pi * 20 * lab.symbol_s
     assert turns.var() == pytest.approx(variance, rel=5 * np.sqrt(2 / turns.size))
