@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -608,16 +609,36 @@ def report(
         _say(f"report  {path}")
 
 
-@app.command(epilog="Examples: semair doctor | semair doctor --json")
+@app.command(
+    epilog="Examples: semair doctor | semair doctor --json | semair doctor --radio uhd:addr=192.168.10.2 | "
+    "semair doctor --radio iio:ip:192.168.2.1 --rate 1e6 --rate 2.5e6 --frequency 2.4e9"
+)
 def doctor(
     folder: Annotated[Path, typer.Option(help="Where recordings would go.")] = Path(),
+    radio: Annotated[
+        str | None,
+        typer.Option(metavar="KIND[:ADDRESS]", help="Listen to this radio, too: locks, and rates without losses."),
+    ] = None,
+    rate: Annotated[
+        list[float] | None, typer.Option(help="Sample rate to try, Hz; repeat for more; default 1e6 to 20e6.")
+    ] = None,
+    frequency: Annotated[float, typer.Option(help="Centre frequency to listen at, Hz.")] = 2.4e9,
+    channels: Annotated[int, typer.Option(min=1, help="Receive channels to listen with.")] = 1,
+    seconds: Annotated[float, typer.Option(min=0.1, max=20.0, help="To listen at each rate.")] = 2.0,
     as_json: JsonFlag = False,
 ) -> None:
-    """Examine this machine and say how to mend what does not fit."""
-    from .hardware.doctor import examine
+    """Examine this machine and say how to mend what does not fit. Nothing is transmitted."""
+    from .hardware.doctor import RadioRequest, examine
 
+    request = None
+    if radio is not None:
+        kind, _, address = radio.partition(":")
+        request = RadioRequest(kind, address, frequency_hz=frequency, n_rx=channels, seconds=seconds)
+        request = replace(request, rates_hz=tuple(sorted(rate))) if rate else request
+    elif rate:
+        raise ScenarioError("--rate is for a radio; name it with --radio KIND:ADDRESS")
     with _share_progress("examining", quiet=as_json) as on_progress:
-        checks = examine(folder, on_progress=on_progress)
+        checks = examine(folder, on_progress=on_progress, radio=request)
     if as_json:
         print(json.dumps([vars(check) for check in checks]))
     else:

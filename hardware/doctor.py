@@ -3,7 +3,7 @@
 Nothing here needs what it examines: this module imports with the standard library alone, libraries that may abort a
 process are imported in a process of their own, and whatever does not answer in time is reported as such.
 
-One more check is one more function with the decorator `check`.
+One more check is one more function with the decorator `check`, or `radio_check` where it concerns one radio.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ CHECK_LIMIT_S = 90.0
 ANSWER_LIMIT_S = 60.0
 UHD_BUFFER_BYTES = 33_554_432
 """Socket buffers that Ettus recommends for USRPs on 10 Gbit/s Ethernet."""
+USB_BUFFER_MB = 1000
+"""Memory for transfers over USB that makers of USB 3 radios recommend; Linux begins with 16."""
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _PYTHON = (3, 11)
@@ -47,9 +49,15 @@ _GNURADIO_CODE = "import json, pmt; from gnuradio import gr; print(json.dumps(gr
 _UHD_CODE = "import json; from gnuradio import uhd; print(json.dumps(uhd.get_version_string()))"
 _GTK_CODE = "import json, gi; gi.require_version('Gtk', '3.0'); print(json.dumps(gi.__version__))"
 _SYSTEM_PYTHON = "/usr/bin/python3"
+_IIO_CODE = "import json, iio; print(json.dumps(list(iio.version[:2])))"
+_SOAPY_CODE = "import json, SoapySDR; print(json.dumps(list(SoapySDR.listModules())))"
+_ZMQ_CODE = "import json, zmq; print(json.dumps([zmq.__version__, zmq.zmq_version()]))"
+_USBFS = "sys/module/usbcore/parameters/usbfs_memory_mb"
 _UHD_IMAGES = ("usr/share/uhd/images", "usr/share/uhd/*/images", "usr/local/share/uhd/images")
 _IMAGE_SUFFIXES = {".bit", ".bin", ".hex", ".ihx", ".rbf", ".lvbitx"}
 _ENVIRONMENT = "run `make setup`, or make a new environment: `/usr/bin/python3 -m venv --system-site-packages .venv`"
+
+_TRIAL_S = 80.0
 
 Status = Literal["ok", "warning", "failure"]
 OnProgress = Callable[[str, float], None]
@@ -118,17 +126,41 @@ class Answer:
     problem: str = ""
 
 
+@dataclass(frozen=True)
+class RadioRequest:
+    """A radio to listen to. Nothing is transmitted.
+
+    Attributes:
+        kind: its backend.
+        address: which radio of this kind.
+        rates_hz: sample rates to try, rising; the first at which samples are lost is the last.
+        frequency_hz: centre frequency.
+        n_rx: receive channels.
+        seconds: to listen at each rate.
+    """
+
+    kind: str
+    address: str = ""
+    rates_hz: tuple[float, ...] = (1e6, 2e6, 5e6, 10e6, 20e6)
+    frequency_hz: float = 2.4e9
+    n_rx: int = 1
+    seconds: float = 2.0
+
+
 class Machine:
     """The questions that checks ask. Tests give a machine with other answers.
 
     Args:
         folder: where recordings would go.
         root: where /proc, /sys and /usr are looked for.
+        radio: to be examined as well.
     """
 
-    def __init__(self, folder: Path, root: Path = Path("/")) -> None:
+    def __init__(self, folder: Path, root: Path = Path("/"), radio: RadioRequest | None = None) -> None:
         self.folder = folder
         self.root = root
+        self.radio = radio
+        self._trial: Answer | None = None
         self._answers: dict[tuple[str, str], Answer] = {}
 
     def python(self) -> PythonFacts:
@@ -163,6 +195,12 @@ class Machine:
         if (code, python) not in self._answers:
             self._answers[code, python] = run_python(code, python=python)
         return self._answers[code, python]
+
+    def listen(self) -> Answer:
+        """What a process of its own tells after listening to the radio, once."""
+        if self._trial is None:
+            self._trial = Answer(problem="no radio is named") if self.radio is None else _listen(self.radio)
+        return self._trial
 
     def program(self, name: str) -> str | None:
         """Path of a program."""
@@ -213,16 +251,25 @@ class Machine:
 Examination = Callable[[Machine], Check]
 
 CHECKS: dict[str, Examination] = {}
-"""All checks by name, in the order in which they are made."""
+"""All checks of the machine by name, in the order in which they are made."""
+RADIO_CHECKS: dict[str, Examination] = {}
+"""Those of one radio, made after them where a radio is named."""
 
 
-def check(name: str) -> Callable[[Callable[[Machine], Verdict]], Examination]:
+def radio_check(name: str) -> Callable[[Callable[[Machine], Verdict]], Examination]:
+    """Make a function a check of the radio that is named. Otherwise as `check`."""
+    return check(name, RADIO_CHECKS)
+
+
+def check(
+    name: str, where: dict[str, Examination] | None = None
+) -> Callable[[Callable[[Machine], Verdict]], Examination]:
     """Make a function a check. It is given the machine and says what it found.
 
     Raises:
         ValueError: the name is taken.
     """
-    if name in CHECKS:
+    if name in CHECKS or name in RADIO_CHECKS:
         raise ValueError(f"there is a check {name!r} already; give this one another name")
 
     def register(function: Callable[[Machine], Verdict]) -> Examination:
@@ -231,7 +278,7 @@ def check(name: str) -> Callable[[Callable[[Machine], Verdict]], Examination]:
             return Check(name, verdict.status, verdict.found, verdict.remedy)
 
         examination.__doc__ = function.__doc__
-        CHECKS[name] = examination
+        (CHECKS if where is None else where)[name] = examination
         return examination
 
     return register
@@ -243,6 +290,7 @@ def examine(
     on_progress: OnProgress | None = None,
     *,
     machine: Machine | None = None,
+    radio: RadioRequest | None = None,
     limit_s: float = CHECK_LIMIT_S,
 ) -> list[Check]:
     """Examine this machine.
@@ -252,6 +300,7 @@ def examine(
         only: names of the checks to make; None: all of them.
         on_progress: called with the name of each check as it begins and the share done, 0 to 1.
         machine: to examine another one than this.
+        radio: to be examined as well.
         limit_s: time after which a check that does not end is given up.
 
     Returns:
@@ -260,11 +309,12 @@ def examine(
     Raises:
         ScenarioError: there is no check of a given name.
     """
-    names = list(CHECKS) if only is None else list(only)
-    unknown = [name for name in names if name not in CHECKS]
+    machine = machine or Machine((folder or Path()).absolute(), radio=radio)
+    known = CHECKS if machine.radio is None else {**CHECKS, **RADIO_CHECKS}
+    names = list(known) if only is None else list(only)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ScenarioError(f"check {unknown[0]!r} is not known; known are {', '.join(CHECKS)}")
-    machine = machine or Machine((folder or Path()).absolute())
+        raise ScenarioError(f"check {unknown[0]!r} is not known; known are {', '.join(known)}")
     results = []
     for done, name in enumerate(names):
         if on_progress:
@@ -281,7 +331,7 @@ def _within(name: str, machine: Machine, limit_s: float) -> Check:
 
     def run() -> None:
         try:
-            results.append(CHECKS[name](machine))
+            results.append((CHECKS.get(name) or RADIO_CHECKS[name])(machine))
         except Exception as error:
             found = f"the check itself broke: {type(error).__name__}: {error}"
             results.append(Check(name, "failure", found, "report this as a defect of semair"))
@@ -295,13 +345,16 @@ def _within(name: str, machine: Machine, limit_s: float) -> Check:
     return Check(name, "failure", f"no answer within {limit_s:g} s", remedy)
 
 
-def run_python(code: str, limit_s: float = ANSWER_LIMIT_S, python: str = sys.executable) -> Answer:
+def run_python(
+    code: str, limit_s: float = ANSWER_LIMIT_S, python: str = sys.executable, mark: str | None = None
+) -> Answer:
     """Run Python code in a process of its own, for imports that may abort or hang.
 
     Args:
         code: prints JSON as its last line.
         limit_s: time after which the process is killed.
         python: the interpreter.
+        mark: with which the line begins instead of being the last; then it counts however the process ends.
     """
     # -P: a folder named like a module must not stand in for it because the user happens to be beside it.
     command = [python, "-P", "-c", code]
@@ -313,6 +366,10 @@ def run_python(code: str, limit_s: float = ANSWER_LIMIT_S, python: str = sys.exe
         return Answer(problem=f"no answer within {limit_s:g} s")
     except OSError as error:
         return Answer(problem=f"{python} cannot be started: {error.strerror}")
+    if mark is not None:
+        marked = [line.removeprefix(mark) for line in done.stdout.splitlines() if line.startswith(mark)]
+        if marked:
+            return Answer(json.loads(marked[-1]))
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         how = f"killed by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
@@ -494,7 +551,11 @@ def _libiio(machine: Machine) -> Verdict:
     soname = re.search(r"\.so\.(\d+)", library)
     major = _leading_numbers(binding)[0]
     if soname is None or int(soname[1]) == major:
-        return Verdict("ok", have)
+        answer = machine.ask(_IIO_CODE)
+        if answer.problem:
+            remedy = "run `pip install --force-reinstall 'pylibiio>=0.25,<1'` and `apt install --reinstall libiio0`"
+            return Verdict("failure", f"{have}: the binding cannot be imported: {answer.problem}", remedy)
+        return Verdict("ok", f"libiio {_numbers(tuple(answer.value))} as {have}")
     wanted = f">={soname[1]},<{int(soname[1]) + 1}"
     return Verdict("failure", f"{have}: the majors differ", f"run `pip install 'pylibiio{wanted}'`")
 
@@ -532,6 +593,39 @@ def _uhd_images(machine: Machine) -> Verdict:
     where = ", ".join(map(str, places)) or "the usual folders"
     remedy = "for USRPs run `apt install uhd-host` and `uhd_images_downloader`; without a USRP nothing is missing"
     return Verdict("warning", f"no UHD images in {where}", remedy)
+
+
+@check("soapy")
+def _soapy(machine: Machine) -> Verdict:
+    """SoapySDR's Python module, which finds its devices, and the drivers that it loads."""
+    answer = machine.ask(_SOAPY_CODE)
+    remedy = "for radios of SoapySDR run `apt install python3-soapysdr` and a driver, e.g. soapysdr-module-lms7"
+    if answer.problem:
+        return Verdict("ok", f"no Python module SoapySDR, so `semair radios` finds none of its devices; {remedy}")
+    drivers = ", ".join(Path(path).stem for path in answer.value)
+    return Verdict("ok", f"SoapySDR with {drivers}" if drivers else f"SoapySDR without any driver; {remedy}")
+
+
+@check("zmq")
+def _zmq(machine: Machine) -> Verdict:
+    """ZeroMQ, for radios on other hosts."""
+    answer = machine.ask(_ZMQ_CODE)
+    if answer.problem:
+        found = f"ZeroMQ cannot be imported: {answer.problem}"
+        return Verdict("warning", found, "for radios on other hosts run `pip install 'pyzmq>=24'`")
+    return Verdict("ok", f"pyzmq {answer.value[0]}, libzmq {answer.value[1]}")
+
+
+@check("usb-buffers")
+def _usb_buffers(machine: Machine) -> Verdict:
+    """Memory for transfers over USB. What is enough depends on the radio, so this only informs."""
+    value = machine.text(_USBFS)
+    if value is None or not value.isdigit():
+        return Verdict("ok", "no USB here, or its buffers cannot be read")
+    found = f"usbfs_memory_mb = {value}"
+    if 0 < int(value) < USB_BUFFER_MB:
+        found += f"; for a radio on USB 3 at high rates run `echo {USB_BUFFER_MB} > /{_USBFS}` as root"
+    return Verdict("ok", found)
 
 
 @check("network-buffers")
@@ -655,6 +749,84 @@ def _numba_cache(machine: Machine) -> Verdict:
         return Verdict("warning", f"Numba's cache in {path} does not keep anything: every start compiles", remedy)
     elsewhere = "" if Path(path).is_relative_to(_PACKAGE) else ", outside the installation"
     return Verdict("ok", f"compiled functions are kept in {path}{elsewhere}")
+
+
+@radio_check("radio")
+def _radio(machine: Machine) -> Verdict:
+    """Whether the radio can be opened and set."""
+    name, answer = _radio_name(machine), machine.listen()
+    if answer.problem:
+        remedy = "see `semair radios`, the checks above, and whether another program has it"
+        return Verdict("failure", f"{name} cannot be used: {answer.problem}", remedy)
+    can, facts = answer.value["radio"]["capabilities"], answer.value["radio"]["facts"]
+    serials = ", ".join(filter(None, map(str, facts.get("serials", ()))))
+    found = f"{name}: {facts.get('driver', 'driver unknown')}{f', serial {serials}' if serials else ''}"
+    time_ = "with hardware time" if can["has_hw_time"] else "without hardware time"
+    return Verdict("ok", f"{found}, {can['n_rx']} receive, {can['n_tx']} transmit, {time_}")
+
+
+@radio_check("radio-locks")
+def _radio_locks(machine: Machine) -> Verdict:
+    """Whether its references and oscillators are locked."""
+    answer = machine.listen()
+    locks: dict[str, bool] = (answer.value or {}).get("locks", {})
+    unlocked = [name for name, locked in locks.items() if not locked]
+    if unlocked:
+        remedy = "see whether the reference is connected and strong enough, and radio.clock_source names it"
+        return Verdict("failure", f"not locked: {', '.join(unlocked)}", remedy)
+    if not locks:
+        return Verdict("ok", "not known" if answer.problem else "this radio does not tell")
+    return Verdict("ok", f"locked: {', '.join(locks)}")
+
+
+@radio_check("radio-rate")
+def _radio_rate(machine: Machine) -> Verdict:
+    """The highest sample rate at which nothing is lost."""
+    answer = machine.listen()
+    if answer.problem:
+        return Verdict("ok", "not measured, since the radio cannot be used")
+    tried = answer.value["rates"]
+    found = "; ".join(_trial_text(trial) for trial in tried)
+    if answer.value["waits"]:
+        return Verdict("ok", f"{found}; this radio waits for whoever takes its samples")
+    lossy = [trial for trial in tried if not trial["clean"] and trial["received"]]
+    if not any(trial["clean"] for trial in tried):
+        remedy = "see the checks governor, cores, network-buffers and usb-buffers; try lower rates with --rate"
+        return Verdict("failure", found, remedy)
+    if lossy:
+        remedy = (
+            "stay below that rate, or mend what the checks governor, cores, network-buffers and usb-buffers tell; "
+            "for USRPs on Ethernet add recv_frame_size=8000,send_frame_size=8000 to the address"
+        )
+        return Verdict("warning", found, remedy)
+    return Verdict("ok", found)
+
+
+def _trial_text(trial: dict[str, Any]) -> str:
+    rate = f"{trial['rate_hz'] / 1e6:g} MS/s"
+    if trial["problem"]:
+        return f"{rate}: {trial['problem']}"
+    reached = trial["received"] / trial["seconds"] / 1e6
+    counted = ", ".join(f"{name} {n}" for name, n in trial["counts"].items() if isinstance(n, int) and n)
+    text = f"{rate}: {trial['lost']} samples lost in {trial['seconds']:.1f} s, {reached:.4g} MS/s came"
+    return f"{text} ({counted})" if counted else text
+
+
+def _radio_name(machine: Machine) -> str:
+    assert machine.radio is not None
+    return f"{machine.radio.kind} {machine.radio.address}".strip()
+
+
+def _listen(radio: RadioRequest) -> Answer:
+    """Listen to a radio in a process of its own."""
+    code = (
+        "import sys; from semair.hardware import trial; "
+        f"sys.argv[1:] = [{json.dumps(json.dumps(vars(radio)))}]; trial._main()"
+    )
+    answer = run_python(code.replace("semair.hardware", __package__ or "semair.hardware"), _TRIAL_S, mark="TRIAL ")
+    if isinstance(answer.value, dict) and "problem" in answer.value:
+        return Answer(problem=str(answer.value["problem"]))
+    return answer
 
 
 def _leading_numbers(version: str) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from semair import cli
 from semair.captures.reader import Recording
 from semair.captures.writer import RecordingWriter
 from semair.flowgraphs.runfolder import RunFolder
-from semair.hardware import doctor
+from semair.hardware import discover, doctor
 
 SMALL = (
     "--set", "radio.n_antennas=2", "--set", "users.n_users=20", "--set", "users.activity=0.15",
@@ -120,7 +120,7 @@ def commands() -> list[tuple[str, ...]]:
 
 def test_the_commands_are_those_promised():
     assert {" ".join(words) for words in commands()} >= {
-        "run random-access", "record", "replay", "report", "doctor", "radios", "grc", "benchmark",
+        "run random-access", "record", "replay", "report", "doctor", "radios", "serve", "grc", "benchmark",
         "capture verify", "capture recover",
     }  # fmt: skip
 
@@ -217,9 +217,39 @@ def test_doctor_examines_this_machine(semair, tmp_path):
     assert ended.code == (5 if failed else 0)
 
 
+def test_radios_tells_which_drivers_failed(semair, monkeypatch):
+    monkeypatch.setattr(
+        "semair.hardware.discover.search", lambda kinds, limit: discover.Search([], {"uhd": "killed by signal 6"})
+    )
+    for ended in (semair("radios"), semair("radios", "--json")):
+        assert ended.code == 0
+        assert "uhd: killed by signal 6" in ended.err
+
+
+def test_radios_of_one_kind(semair):
+    assert [radio["kind"] for radio in semair("radios", "--kind", "zmq", "--json").json] == ["zmq"]
+    ended = semair("radios", "--kind", "tin")
+    assert (ended.code, "radio 'tin' is not known" in ended.err) == (4, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("serve", "nope"), 4, "radio 'nope' is not known; known are"),
+        (("serve", "loopback", "--listen", "127.0.0.1:5900"), 4, "must be tcp://HOST:PORT"),
+        (("serve", "loopback", "--listen", "tcp://203.0.113.1:5900"), 4, "cannot listen at tcp://203.0.113.1:5900"),
+        (("doctor", "--rate", "1e6"), 2, "name it with --radio"),
+    ],
+)
+def test_serve_and_doctor_refuse_with_the_fix(semair, words, code, said):
+    ended = semair(*words)
+    assert ended.code == code
+    assert said in " ".join(ended.err.split())
+
+
 def test_doctor_prints_what_to_do_as_it_is(semair, monkeypatch):
     def examination(*checks: doctor.Check) -> None:
-        monkeypatch.setattr(doctor, "examine", lambda folder, on_progress: list(checks))
+        monkeypatch.setattr(doctor, "examine", lambda folder, **_: list(checks))
 
     well = doctor.Check("lamp", "ok", "bright")
     dim = doctor.Check("lamp", "warning", "dim", "install 'lamp[bright]'")

@@ -15,7 +15,17 @@ import pytest
 from semair.captures.writer import RecordingWriter
 from semair.errors import ScenarioError
 from semair.hardware import doctor
-from semair.hardware.doctor import CHECKS, Answer, Check, Machine, PythonFacts, examine, run_python
+from semair.hardware.doctor import (
+    CHECKS,
+    RADIO_CHECKS,
+    Answer,
+    Check,
+    Machine,
+    PythonFacts,
+    RadioRequest,
+    examine,
+    run_python,
+)
 
 VENV = PythonFacts((3, 11, 2), "/lab/.venv", True, True)
 
@@ -34,6 +44,9 @@ class OtherMachine(Machine):
                 "gr.version": Answer("3.10.5.1"),
                 "uhd": Answer("4.3.0.0"),
                 "probe": Answer(),
+                "import json, iio": Answer([0, 24]),
+                "SoapySDR": Answer(["/usr/lib/SoapySDR/modules0.8/libuhdSupport.so"]),
+                "zmq": Answer(["24.0.1", "4.3.4"]),
                 "Gtk": Answer("3.42.2"),
             },
             "programs": {"gnuradio-companion": "/usr/bin/gnuradio-companion", "grcc": "/usr/bin/grcc"},
@@ -43,7 +56,12 @@ class OtherMachine(Machine):
             "grc_folder": root / "grc",
             "free": 10**12,
             "rate": 1e9,
+            "trial": Answer(problem="no radio is named"),
         } | facts
+        self.radio = self.facts.get("radio")
+
+    def listen(self):
+        return self.facts["trial"]
 
     def python(self):
         return self.facts["python"]
@@ -367,6 +385,110 @@ def test_grc_blocks(result, tmp_path):
 def test_libiio(result, binding, library, status, words):
     versions = {} if binding is None else {"pylibiio": binding}
     expect(result("libiio", versions=versions, library=library), status, *words)
+
+
+def test_libiio_is_really_imported(result):
+    versions = {"pylibiio": "0.25"}
+    expect(result("libiio", versions=versions), "ok", "libiio 0.24 as libiio.so.0, pylibiio 0.25")
+    broken = {"import json, iio": Answer(problem="AttributeError: undefined symbol: iio_get_backends_count")}
+    expect(result("libiio", versions=versions, answers=broken), "failure", "undefined symbol", "pylibiio>=0.25,<1")
+
+
+def test_soapy_and_zmq(result):
+    expect(result("soapy"), "ok", "SoapySDR with libuhdSupport")
+    expect(result("soapy", answers={"SoapySDR": Answer([])}), "ok", "without any driver", "apt install")
+    missing = Answer(problem="ModuleNotFoundError: No module named 'SoapySDR'")
+    expect(result("soapy", answers={"SoapySDR": missing}), "ok", "finds none of its devices", "python3-soapysdr")
+    expect(result("zmq"), "ok", "pyzmq 24.0.1, libzmq 4.3.4")
+    expect(result("zmq", answers={"zmq": missing}), "warning", "pip install 'pyzmq>=24'")
+
+
+def test_usb_buffers_only_inform(result, tmp_path):
+    expect(result("usb-buffers"), "ok", "no USB here")
+    write(tmp_path / "sys/module/usbcore/parameters/usbfs_memory_mb", "16\n")
+    expect(result("usb-buffers"), "ok", "usbfs_memory_mb = 16", "echo 1000 > /sys/module/usbcore")
+    # 0 is without a limit.
+    for enough in ("0", "1000"):
+        write(tmp_path / "sys/module/usbcore/parameters/usbfs_memory_mb", enough)
+        assert result("usb-buffers").found == f"usbfs_memory_mb = {enough}"
+
+
+# One radio
+
+
+RADIO = RadioRequest("uhd", "addr=192.168.10.2")
+
+
+def trial(rate_hz: float, lost: int = 0, share: float = 1.0, problem: str = "", **counts: int) -> dict:
+    received = 0 if problem else int(share * 2 * rate_hz)
+    clean = not problem and not lost and share > 0.98
+    return {"rate_hz": rate_hz, "received": received, "lost": lost, "seconds": 2.0, "counts": counts,
+            "problem": problem, "clean": clean}  # fmt: skip
+
+
+def told(*rates: dict, locks: dict[str, bool] | None = None, waits: bool = False) -> Answer:
+    radio = {
+        "capabilities": {"n_rx": 2, "n_tx": 1, "has_hw_time": True},
+        "facts": {"driver": "UHD 4.3", "serials": ["F00"]},
+    }
+    return Answer({"radio": radio, "locks": locks or {}, "rates": list(rates), "waits": waits})
+
+
+def test_a_radio_in_order(result):
+    well = told(trial(1e6), trial(5e6), locks={"reference 0": True})
+    expect(result("radio", radio=RADIO, trial=well), "ok", "uhd addr=192.168.10.2: UHD 4.3, serial F00, 2 receive")
+    expect(result("radio-locks", radio=RADIO, trial=well), "ok", "locked: reference 0")
+    expect(result("radio-rate", radio=RADIO, trial=well), "ok", "5 MS/s: 0 samples lost in 2.0 s")
+
+
+def test_a_radio_that_cannot_be_used(result):
+    gone = Answer(problem="UHD cannot open 'addr=192.168.10.2'")
+    expect(result("radio", radio=RADIO, trial=gone), "failure", "UHD cannot open", "semair radios")
+    for name in ("radio-locks", "radio-rate"):
+        assert result(name, radio=RADIO, trial=gone).status == "ok"
+
+
+def test_a_radio_without_its_reference(result):
+    loose = told(trial(1e6), locks={"reference 0": False, "rx oscillator 0": True})
+    expect(result("radio-locks", radio=RADIO, trial=loose), "failure", "not locked: reference 0", "reference is conn")
+    expect(result("radio-locks", radio=RADIO, trial=told(trial(1e6))), "ok", "does not tell")
+
+
+def test_rates_that_are_too_high(result):
+    lossy = told(trial(1e6), trial(5e6, lost=4711, overflow=3))
+    expect(result("radio-rate", radio=RADIO, trial=lossy), "warning", "4711 samples lost", "overflow 3", "governor")
+    slow = told(trial(1e6, share=0.5))
+    expect(result("radio-rate", radio=RADIO, trial=slow), "failure", "0.5 MS/s came", "--rate")
+    # A rate that the radio cannot have is no loss.
+    odd = told(trial(1e6), trial(2.3e6, problem="sample_rate_hz=2300000 cannot be had"))
+    expect(result("radio-rate", radio=RADIO, trial=odd), "ok", "cannot be had")
+    emulated = told(trial(1e6, share=3), trial(20e6, share=0.3), waits=True)
+    expect(result("radio-rate", radio=RADIO, trial=emulated), "ok", "waits for whoever takes its samples")
+
+
+def test_a_radio_is_examined_only_where_one_is_named(tmp_path):
+    assert "radio" not in CHECKS
+    with pytest.raises(ScenarioError, match="'radio' is not known"):
+        examine(only=["radio"], machine=OtherMachine(tmp_path))
+    checks = examine(only=["radio-rate", "numpy"], machine=OtherMachine(tmp_path, radio=RADIO, trial=told(trial(1e6))))
+    assert [check.name for check in checks] == ["radio-rate", "numpy"]
+    with pytest.raises(ValueError, match="there is a check 'radio' already"):
+        doctor.check("radio")
+
+
+def test_this_machine_listens_to_its_own_loopback_radio(tmp_path):
+    pytest.importorskip("gnuradio.blocks", reason="GNU Radio is not installed")
+    request = RadioRequest("loopback", rates_hz=(1e5,), seconds=0.2, n_rx=2)
+    checks = examine(tmp_path, list(RADIO_CHECKS), radio=request)
+    assert [check.status for check in checks] == ["ok"] * 3, checks
+    assert "2 receive, 1 transmit, with hardware time" in checks[0].found
+    assert "0.1 MS/s: 0 samples lost" in checks[2].found
+
+
+def test_a_radio_that_is_not_there_is_told(tmp_path):
+    pytest.importorskip("gnuradio.blocks", reason="GNU Radio is not installed")
+    (check,) = examine(tmp_path, ["radio"], radio=RadioRequest("nope"))
+    expect(check, "failure", "radio 'nope' is not known; known are")
 
 
 def test_uhd(result):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from semair.blocks.waveforms.impairments import Impairments  # noqa: E402
 from semair.captures.devicetime import DeviceTime  # noqa: E402
 from semair.captures.writer import RecordingWriter  # noqa: E402
 from semair.errors import RadioError, RecordingError  # noqa: E402
+from semair.hardware import discover  # noqa: E402
 from semair.hardware.discover import backend, backends, search  # noqa: E402
 from semair.hardware.loopback import LoopbackRadio  # noqa: E402
 from semair.hardware.network import NetworkRadio  # noqa: E402
@@ -383,6 +385,65 @@ def test_a_module_in_the_folder_is_a_radio_without_a_list_to_edit(add_backend):
     assert set(backends()) - before == {"tin-can"}
     assert backend("tin-can").__name__ == "Other"
     assert [info.kind for info in search(["tin-can", "replay"]).radios] == ["loopback", "replay"]
+
+
+TROUBLE = """
+import os, sys, time
+from semair.hardware.loopback import LoopbackRadio
+
+
+class {name}(LoopbackRadio):
+    kind = "{kind}"
+    foreign = {foreign}
+
+    @classmethod
+    def find(cls):
+        {action}
+"""
+
+
+def test_a_driver_that_fails_or_hangs_hides_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "__path__", [*hardware.__path__, str(tmp_path)])
+    for kind, action in (("raises", "raise OSError('no bus')"), ("hangs", "time.sleep(3600)")):
+        text = TROUBLE.format(name=kind.title(), kind=kind, foreign=False, action=action)
+        (tmp_path / f"{kind}.py").write_text(text)
+    try:
+        found = search(["raises", "hangs", "loopback"], limit_s=0.5)
+    finally:
+        for kind in ("raises", "hangs"):
+            sys.modules.pop(f"semair.hardware.{kind}", None)
+            vars(hardware).pop(kind, None)
+    assert [info.kind for info in found.radios] == ["loopback"]
+    assert found.problems == {"raises": "OSError: no bus", "hangs": "no answer within 0.5 s"}
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import os; os.abort()", "its driver failed (killed by signal 6)"),
+        ("import sys; sys.exit('libusb: no access')", "libusb: no access (exit code 1)"),
+        ("import time; time.sleep(3600)", "no answer within 1 s"),
+        ("print('chatter'); print('RADIOS []'); import os; os.abort()", ""),
+    ],
+    ids=["aborts", "fails", "hangs", "breaks-on-its-way-out"],
+)
+def test_drivers_look_in_processes_of_their_own(tmp_path, monkeypatch, code, words):
+    class Foreign(LoopbackRadio):
+        kind = "foreign"
+        foreign = True
+
+    monkeypatch.setattr(discover, "backend", lambda kind: Foreign)
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\nexec {sys.executable} -u -c {shlex.quote(code)}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    found = search(["foreign"], limit_s=1)
+    assert found.radios == []
+    if words:
+        assert words in found.problems["foreign"]
+    else:
+        # What was found counts, even where a driver breaks when it is unloaded.
+        assert found.problems == {}
 
 
 def test_radios_defined_elsewhere_are_none_of_the_folder():
