@@ -119,7 +119,7 @@ def calibrate(
     log: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> Calibration:
-    """Calibrate a scenario's radio at the scenario's settings, and leave the calibration beside its recording.
+    """Open a scenario's radio, calibrate it at the scenario's settings, and leave file and recording.
 
     The loopback radio gets a splitter in the place of its air; its chains keep the errors that the scenario's seed
     draws for them.
@@ -137,18 +137,41 @@ def calibrate(
         SemairError: anything else a user can mend.
     """
     options, tell = options or Options(), on_progress or (lambda _, __: None)
-    name = path.name.removesuffix(".json").removesuffix(".calibration")
-    if not name or path.suffix != ".json":
-        raise ScenarioError(f"{path}: the name of a calibration must end in .json, such as lab.calibration.json")
+    _name_of(path)
     tell("opening the radio", 0.0)
     radio = _open(scenario, options)
     settings = requested_settings(scenario)
     if options.rx_gain_db is not None:
         settings = replace(settings, rx_gain_db=(options.rx_gain_db,) * radio.capabilities.n_rx)
-    n_slots = radio.capabilities.n_tx if options.method == "antennas" else 1
-    sounding = Sounding(n_slots=n_slots)
+    _permitted(scenario, radio, _sounding(radio, options), options, site)
+    return calibrate_configured(scenario, radio, radio.configure(settings), path, options, site, log, tell)
+
+
+def calibrate_configured(
+    scenario: Scenario,
+    radio: Radio,
+    actual: Settings,
+    path: Path,
+    options: Options,
+    site: Site | None = None,
+    log: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> Calibration:
+    """Calibrate a radio as it is tuned now, so that phases hold for what it does next; see `calibrate`.
+
+    Args:
+        scenario: of the radio.
+        radio: configured; it is not configured again.
+        actual: settings it took.
+        path: see `calibrate`, like all that follows.
+        options: see there.
+        site: see there.
+        log: see there.
+        on_progress: see there.
+    """
+    tell, name = on_progress or (lambda _, __: None), _name_of(path)
+    sounding = _sounding(radio, options)
     emission = _permitted(scenario, radio, sounding, options, site)
-    actual = radio.configure(settings)
     entry = {"id": uuid.uuid4().hex, "what": "calibration", "radio": radio.kind, "address": scenario.radio.address}
     if log is not None:
         append_log(log, {"event": "begin", **entry, "emission": vars(emission)})
@@ -226,7 +249,10 @@ def estimate(measured: Measured, options: Options, rate_hz: float) -> dict[str, 
             for chain, (error, slot) in enumerate(zip(errors, best, strict=True))
         ]  # fmt: skip
     corrected = correct(samples, errors)
-    second_heard = [listen(corrected, sounding, second, cfo, slot) for slot in slots]
+    try:
+        second_heard = [listen(corrected, sounding, second, cfo, slot) for slot in slots]
+    except ValueError as error:
+        raise RadioError(f"only one of two soundings was heard: {error}; measure again") from error
     left = chain_errors(second_heard[0], sounding, options.reference)
     reciprocity = None
     if options.method == "antennas":
@@ -517,6 +543,18 @@ class _Flowgraph(gr.top_block):
 
 
 # Around it
+
+
+def _name_of(path: Path) -> str:
+    """Name of the recording beside a calibration. It is one that no other recording has, and may be replaced."""
+    name = path.name.removesuffix(".json").removesuffix(".calibration")
+    if not name or path.suffix != ".json":
+        raise ScenarioError(f"{path}: the name of a calibration must end in .json, such as lab.calibration.json")
+    return f"{name}-sounding"
+
+
+def _sounding(radio: Radio, options: Options) -> Sounding:
+    return Sounding(n_slots=radio.capabilities.n_tx if options.method == "antennas" else 1)
 
 
 def _open(scenario: Scenario, options: Options) -> Radio:

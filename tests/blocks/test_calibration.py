@@ -29,7 +29,7 @@ DELAYS = np.array([0.0, 0.31, -2.37, 5.5])
 GAINS = np.array([1.0, 0.7 * np.exp(1j), 1.3 * np.exp(-2.5j), np.exp(3j)])
 IQ_GAIN_DB, IQ_PHASE_DEG = 0.2, 2.0
 DC = 0.02 * np.exp(1j * np.arange(4))
-BEGIN = 5000.25
+BEGIN = 25_000.25
 
 
 def heard(
@@ -46,13 +46,13 @@ def heard(
     rng = np.random.default_rng(seed)
     sent = sounding.waveforms().sum(axis=0)
     sent = (sent + tx_image * sent.conj() + tx_dc * (sent != 0)).astype(np.complex64)
-    sent = np.pad(sent, (4096, 8192))
+    sent = np.pad(sent, (24_096, 8192))
     if drift:
         # Each stretch of a period is delayed by a little more than the one before.
         at = np.arange(sent.size)
         late = fractional_delay(np.tile(sent, (33, 1)), np.linspace(0, 1, 33))
         sent = late[np.round(drift * at * 32).astype(int), at]
-    x = fractional_delay(np.tile(sent, (4, 1)), DELAYS + BEGIN - 4096)
+    x = fractional_delay(np.tile(sent, (4, 1)), DELAYS + BEGIN - 24_096)
     x = apply_frequency_offset(x, cfo, 1.0) * np.exp(1j * phase_noise(x.shape[1], linewidth, 1.0, rng))
     x = x * GAINS[:, None]
     x = x + rng.standard_normal((*x.shape, 2)).view(complex)[..., 0] * math.sqrt(noise_power / 2)
@@ -153,6 +153,33 @@ def test_any_chain_can_be_the_reference() -> None:
     assert (errors[2].delay_samples, errors[2].gain) == (0.0, 1.0)
     assert errors[1].delay_samples == pytest.approx(DELAYS[1] - DELAYS[2], abs=0.003)
     assert phase_deg(errors[1].gain * GAINS[2] / GAINS[1]) == pytest.approx(0, abs=0.2)
+
+
+@pytest.mark.parametrize("skipped", [0, 6000, 7000, 25_000, 26_024, 40_000, 58_000])
+def test_a_sounding_that_was_on_before_listening_began_is_left_out(skipped: int) -> None:
+    # It begins at 25,000 and ends at 59,816; half a slot before it is 6568.
+    twice = np.concatenate((heard(seed=1), heard(seed=2)), axis=1)
+    late = twice.shape[1] // 2 + BEGIN
+    start, _ = find_sounding(twice[:, skipped:], SOUNDING, 0.01, first=True)
+    assert start + skipped == pytest.approx(late if skipped > 6568 else BEGIN, abs=6)
+
+
+@pytest.mark.parametrize("skipped", [0, 1, 5000, 10_540, 21_000, 43_000, 52_000])
+def test_slots_are_told_from_each_other_by_the_silent_one(skipped: int) -> None:
+    sounding = Sounding(periods=10, n_slots=4, guard_samples=300)
+    cycle = np.pad(sounding.waveforms().sum(axis=0), (0, sounding.slot_samples))
+    y = np.tile(cycle, 4)[None, skipped:]
+    noise = np.random.default_rng(13).standard_normal((*y.shape, 2)).view(complex)[..., 0] * 0.1
+    start, _ = find_sounding((y + noise).astype(np.complex64), sounding, first=True)
+    half = sounding.slot_samples // 2
+    assert start + skipped == (cycle.size if skipped <= cycle.size - half else 2 * cycle.size)
+
+
+@pytest.mark.parametrize("late", np.arange(0, 1, 0.125))
+def test_the_first_is_found_wherever_it_lies_between_samples(late: float) -> None:
+    twice = np.concatenate((fractional_delay(heard(seed=1), late), heard(seed=2)), axis=1)
+    start, _ = find_sounding(twice, SOUNDING, 0.01, first=True)
+    assert start == pytest.approx(BEGIN + late, abs=6)
 
 
 def test_the_first_of_several_is_found_and_without_any_it_is_said() -> None:

@@ -26,14 +26,14 @@ from semair.cli import app
 from semair.errors import RadioError, ScenarioError
 from semair.flowgraphs import calibrate as module
 from semair.flowgraphs.benchmarks import _hardware_calibration, entry_names
-from semair.flowgraphs.calibrate import Options, calibrate
+from semair.flowgraphs.calibrate import Options, calibrate, calibrate_configured
 from semair.flowgraphs.report import write_report
 from semair.flowgraphs.report_data import load_run
 from semair.flowgraphs.report_sections import settings_section
 from semair.flowgraphs.run import make_radio, replay_recording, replay_run, requested_settings, run_random_access
 from semair.flowgraphs.runfolder import RunFolder
 from semair.flowgraphs.scenario import load_scenario
-from semair.hardware.calibration import load_calibration
+from semair.hardware.calibration import load_calibration, require_valid
 from semair.hardware.loopback import LoopbackRadio
 from semair.hardware.radio import Capabilities, Link, Radio, RadioInfo, Settings
 from semair.hardware.site import Site
@@ -189,6 +189,23 @@ def test_a_calibration_for_something_else_is_refused_before_anything_is_made(cal
 
 def use(monkeypatch: pytest.MonkeyPatch, radio: type[Radio]) -> None:
     monkeypatch.setattr(module, "backend", lambda kind: radio)
+
+
+def test_a_tuned_radio_is_calibrated_as_it_is_and_its_phases_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenario = load_scenario("lab", ["radio.n_antennas=2", "frame.sample_rate_hz=4e5", "sync.max_cfo_ppm=1"])
+    radio = Timeless()
+    radio.queue.h = np.array([[0.5, 0], [0.3j, 0]])
+    actual = radio.configure(requested_settings(scenario))
+    path = tmp_path / "x.calibration.json"
+    found = calibrate_configured(scenario, radio, actual, path, Options())
+    assert found.chains[1].phase_deg == pytest.approx(90, abs=0.1)
+    assert found.chains[1].gain_db == pytest.approx(20 * np.log10(0.6), abs=0.01)
+    require_valid(found, radio, "", actual)
+    radio.configure(requested_settings(scenario))
+    with pytest.raises(RadioError, match="tuned or started anew"):
+        require_valid(found, radio, "", actual)
 
 
 def test_radios_that_cannot_are_named(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,7 +373,7 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     for words in ("mismatch", "turnaround", "transmitter", f"--set radio.calibration={path}"):
         assert words in shown.output
     assert {item.name for item in tmp_path.iterdir()} == {
-        "x.calibration.json", "x.sigmf-data", "x.sigmf-meta", "log",
+        "x.calibration.json", "x-sounding.sigmf-data", "x-sounding.sigmf-meta", "log",
     }  # fmt: skip
     printed = CliRunner().invoke(app, ["calibrate", str(path), *settings, "--json", "--log", str(tmp_path / "log")])
     assert json.loads(printed.stdout) == json.loads(load_calibration(path).model_dump_json())
