@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from sigmf import keys
 
-from ..errors import RecordingError, StorageError
+from ..errors import RecordingError
 from . import storage
 from .collection import collection_body, find_collection, listed_streams, require_stream
 from .derive import stretches
@@ -284,32 +284,17 @@ def archive(path: Path, target: Path, *, overwrite: bool = False, on_share: OnSh
     else:
         recordings = [Recording.open(path)]
         root, inside = recordings[0].meta_path.parent, PurePosixPath(stem)
-    unfinished = target.with_name(f".{target.name}.partial")
-    storage.make_folder(target.parent)
     total = sum(recording.n_samples * recording.frame_bytes for recording in recordings)
     done = 0
-    try:
-        unfinished.unlink(missing_ok=True)
-        with unfinished.open("xb") as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for item in extra:
-                _add(tar, item, inside / item.relative_to(root).as_posix())
-            for recording in recordings:
-                # One recording is called after the archive, as others expect it; the data first, as they write it.
-                base = stem if inside.parts else recording.name
-                _add_data(tar, recording, inside / (base + DATA_SUFFIX), on_share, done, total)
-                _add(tar, recording.meta_path, inside / (base + META_SUFFIX))
-                done += recording.n_samples * recording.frame_bytes
-            tar.close()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, target)
-        storage.fsync_folder(target.parent)
-    except OSError as err:
-        if isinstance(err, StorageError):
-            raise
-        raise StorageError(f"{target} cannot be written: {err.strerror or err}; free space or choose another") from err
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with storage.unfinished(target) as file, tarfile.open(file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for item in extra:
+            _add(tar, item, inside / item.relative_to(root).as_posix())
+        for recording in recordings:
+            # One recording is called after the archive, as others expect it; the data first, as they write it.
+            base = stem if inside.parts else recording.name
+            _add_data(tar, recording, inside / (base + DATA_SUFFIX), on_share, done, total)
+            _add(tar, recording.meta_path, inside / (base + META_SUFFIX))
+            done += recording.n_samples * recording.frame_bytes
     return target
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,21 +135,8 @@ def _unfinished(*files: Path, overwrite: bool) -> Iterator[Path]:
     for file in files:
         if file.exists() and not overwrite:
             raise RecordingError(f"{file} exists; choose another name, or overwrite it")
-    storage.make_folder(target.parent)
-    partial = target.with_name(f".{target.stem}.partial{target.suffix}")
-    partial.unlink(missing_ok=True)
-    try:
+    with storage.unfinished(target) as partial:
         yield partial
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(partial, target)
-        storage.fsync_folder(target.parent)
-    except OSError as err:
-        if isinstance(err, StorageError):
-            raise
-        raise StorageError(f"{target} cannot be written: {err.strerror or err}; free space or choose another") from err
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _require_room(folder: Path, n_bytes: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StorageError
@@ -114,6 +116,30 @@ def replace_file(path: Path, content: bytes) -> None:
         raise StorageError(
             f"{path} cannot be written: {err.strerror or err}; free space or choose another folder"
         ) from err
+
+
+@contextmanager
+def unfinished(target: Path) -> Iterator[Path]:
+    """Hidden file that becomes the target if all goes well, and disappears if not.
+
+    Raises:
+        StorageError: the disk is full or the folder cannot be written.
+    """
+    make_folder(target.parent)
+    partial = target.with_name(f".{target.stem}.partial{target.suffix}")
+    try:
+        partial.unlink(missing_ok=True)
+        yield partial
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        os.replace(partial, target)
+        fsync_folder(target.parent)
+    except OSError as err:
+        if isinstance(err, StorageError):
+            raise
+        raise StorageError(f"{target} cannot be written: {err.strerror or err}; free space or choose another") from err
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def free_bytes(folder: Path) -> int:
