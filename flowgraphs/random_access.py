@@ -16,6 +16,7 @@ from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.user_transmitter import UserTransmitter
 from ..blocks.waveforms.calibration import ChainError
 from ..hardware.radio import Radio, Truth
+from ..hardware.watch import StallWatch
 from ..models.uad.detectors.base import Detector
 from .scenario import Scenario
 
@@ -69,6 +70,10 @@ class RandomAccess(gr.top_block):
             if detector is not None:
                 self.msg_connect((self.synchroniser, "frames"), (rx_sink, "frames"))
         self._collect(receivers or {})
+        # A source that is made of several blocks does not tell how far it is.
+        heard = self.source if hasattr(self.source, "nitems_written") else rx_sink or self.synchroniser
+        count = heard.nitems_written if heard is self.source else heard.nitems_read
+        self._watch = StallWatch(radio, lambda: count(0))
 
     def _add_receiver(self, scenario: Scenario, detector: Detector, errors: Sequence[ChainError]) -> None:
         fmt, users = scenario.frame, scenario.users
@@ -133,7 +138,7 @@ class RandomAccess(gr.top_block):
 
     def failure(self) -> BaseException | None:
         """The first error that a block met, or None."""
-        return first_failure(self.nodes)
+        return first_failure(self.nodes) or self._watch.failure()
 
 
 def tail_samples(scenario: Scenario, truth: Truth | None = None) -> int:

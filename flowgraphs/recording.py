@@ -18,6 +18,7 @@ from ..captures.meta import field_names
 from ..captures.reader import Recording
 from ..errors import RadioError, RecordingError, ScenarioError
 from ..hardware.radio import Radio, Settings
+from ..hardware.watch import StallWatch
 from .execute import execute
 from .random_access import first_failure
 from .runfolder import RX_NAME, RunFolder, provenance
@@ -208,6 +209,11 @@ class Listening(gr.top_block):
                 self.connect(silence, (source, port))
         for port in range(radio.capabilities.n_rx):
             self.connect((source, port), (sink, port))
+        self._watch = StallWatch(radio, lambda: sink.nitems_read(0))
+
+    def failure(self) -> BaseException | None:
+        """The first error that a block met, or that the radio vanished."""
+        return first_failure(self.nodes) or self._watch.failure()
 
 
 def record_raw(
@@ -284,7 +290,7 @@ def record_raw(
 
     interrupted = execute(
         flowgraph,
-        lambda: first_failure(flowgraph.nodes),
+        flowgraph.failure,
         tell,
         # A sink that has enough tells its source, which may take its time to hear it.
         lambda: limit is not None and sink.writer is not None and sink.writer.n_samples >= limit,

@@ -46,6 +46,8 @@ class NetworkRadio(Radio):
     """
 
     kind = "zmq"
+    # The server watches its radio, and the connection the server.
+    tells_when_gone = True
 
     def __init__(self, address: str, link: Link) -> None:
         self._address = wire.check_endpoint(address)
@@ -57,6 +59,7 @@ class NetworkRadio(Radio):
             self.capabilities = wire.capabilities_of(answer["capabilities"])
             self._served = {name: str(answer[name]) for name in ("kind", "address", "semair")}
             self._facts = dict(answer["facts"])
+            self.waits = answer["waits"] is True
         except (KeyError, TypeError, ValueError) as error:
             raise RadioError(f"what serves {address} does not say what it is: {error}") from error
         if self.capabilities.n_rx != link.n_rx:

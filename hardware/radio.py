@@ -143,13 +143,15 @@ class Radio(ABC):
     Attributes:
         kind: the backend's name.
         waits: its samples come when they are taken, so that nothing is lost however late that is.
+        tells_when_gone: its source fails once the device is gone; others only give no more samples.
         foreign: its driver is foreign code that may hang or abort; `find` is then called in a process of its own.
         capabilities: what this radio can do.
     """
 
     kind: ClassVar[str]
-    waits: ClassVar[bool] = False
+    waits: bool = False
     foreign: ClassVar[bool] = False
+    tells_when_gone: ClassVar[bool] = False
     capabilities: Capabilities
 
     @classmethod

@@ -22,6 +22,7 @@ from .discover import backend
 from .radio import Radio, Settings
 from .site import LONGEST_S, LOUDEST_DBFS, Emission, Site, judge
 from .streams import Incoming, Outgoing, Piece, StreamReceiver, StreamSender, window_samples
+from .watch import StallWatch
 
 _POLL_MS = 200
 _WATCH_S = 0.05
@@ -76,6 +77,7 @@ class RadioServer:
         self._wake = wire.Wake()
         self._outbox: deque[tuple[bytes, bytes]] = deque()
         self._session: _Session | None = None
+        self._leaving: threading.Thread | None = None
         self._closing = False
         self._context = z.Context()
         self._socket = self._context.socket(z.ROUTER)
@@ -193,7 +195,7 @@ class RadioServer:
                 return
             self.counts["clients"] += 1
             self.tell(f"client {self.counts['clients']} has come")
-            self._session = _Session(self, who)
+            self._session = _Session(self, who, self._leaving)
             self._session.request("hello", number, {"link": link})
             self._post_to(who, wire.pack("alive"))
         elif kind != "bye":
@@ -202,6 +204,7 @@ class RadioServer:
     def _dismiss(self, why: str, wait: bool = False) -> None:
         session, self._session = self._session, None
         if session is not None:
+            self._leaving = session.thread
             session.close(wait)
             self.tell(f"client {self.counts['clients']} is gone: {why}")
 
@@ -229,10 +232,12 @@ class _Session:
     Args:
         server: whose radio it is.
         who: the client.
+        before: thread of an earlier client's use, which may still hold the device.
     """
 
-    def __init__(self, server: RadioServer, who: bytes) -> None:
+    def __init__(self, server: RadioServer, who: bytes, before: threading.Thread | None) -> None:
         self.who = who
+        self._before = before
         self._server = server
         self._radio: Radio | None = None
         self._settings: Settings | None = None
@@ -240,8 +245,8 @@ class _Session:
         self._texts: set[str] = set()
         self._requests: queue.Queue[tuple[str, int, dict[str, Any]] | None] = queue.Queue(_REQUESTS)
         self._closing = False
-        self._thread = threading.Thread(target=self._work, name="served radio", daemon=True)
-        self._thread.start()
+        self.thread = threading.Thread(target=self._work, name="served radio", daemon=True)
+        self.thread.start()
 
     # In the server's thread
 
@@ -296,7 +301,8 @@ class _Session:
         if piece is not None:
             return wire.pack_piece(run.epoch, piece)
         # A flowgraph that broke ends its streams, too: then this is not how they end.
-        lost = run.outgoing.end() if run.ended.is_set() and run.failure() is None else None
+        ended = run.ended.is_set() and run.failure() is None and run.ends_well
+        lost = run.outgoing.end() if ended else None
         if lost is not None:
             run.said_end = True
             return wire.pack("end", {"epoch": run.epoch, "lost": lost})
@@ -317,7 +323,7 @@ class _Session:
         with contextlib.suppress(queue.Full):
             self._requests.put_nowait(None)
         if wait:
-            self._thread.join(_STOP_S)
+            self.thread.join(_STOP_S)
 
     def _begin(self, epoch: int, fields: dict[str, Any]) -> None:
         radio, settings = self._radio, self._settings
@@ -372,7 +378,7 @@ class _Session:
         run = self._run
         if run is None:
             return
-        error = run.failure()
+        error = run.failure() or run.stall()
         if error is not None:
             self._post("failed", epoch=run.epoch, **wire.error_fields(error))
             self._stop_run()
@@ -411,6 +417,9 @@ class _Session:
         server = self._server
         if self._radio is not None:
             raise RadioError("a second greeting; open a second connection for a second radio")
+        if self._before is not None:
+            self._before.join(2 * _STOP_S)
+            self._before = None
         radio = server.radio_class.open(server.address, fields["link"])
         self._radio = radio
         able = wire.capability_fields(radio.capabilities)
@@ -422,6 +431,7 @@ class _Session:
             "kind": server.kind,
             "address": server.address,
             "semair": __version__,
+            "waits": radio.waits,
         }
 
     def _configure(self, fields: dict[str, Any]) -> dict[str, Any]:
@@ -501,6 +511,7 @@ class _ServedRun:
         uses_source: whether the client receives.
         ended: the flowgraph has ended by itself.
         said_end: the client knows that no more samples come.
+        ends_well: whether the stream may end by itself.
     """
 
     def __init__(
@@ -523,11 +534,14 @@ class _ServedRun:
         self.said_end = False
         self._server, self._radio, self._settings = server, radio, settings
         self._is_checked = guarded
+        # The samples of other radios go on until somebody stops them.
+        self.ends_well = radio.waits or not uses_source
         self._longest_s = LONGEST_S if server.site is None else server.site.max_duration_s
         rate_hz = settings.sample_rate_hz
         self.outgoing = Outgoing(can.n_rx, window, server.may_drop, server.wake)
         self.incoming = Incoming(max(can.n_tx, 1), window_samples(max(can.n_tx, 1), rate_hz), server.wake)
         self._error: BaseException | None = None
+        self._watch: StallWatch | None = None
         self._top: Any = None
         self._nodes: list[Any] = []
         self._sink: Any = None
@@ -543,6 +557,9 @@ class _ServedRun:
         if self.uses_source:
             sender = StreamSender(can.n_rx, self.outgoing, self._aborted, on_stop=self.outgoing.finish)
             self._nodes.append(sender)
+            if self._server.may_drop and not self._radio.waits:
+                # Where the client holds the radio up, this is not the radio's fault.
+                self._watch = StallWatch(self._radio, lambda: sender.nitems_read(0))
             if hasattr(source, "set_min_output_buffer") and not self._radio.waits:
                 # Few large pieces cost a fraction of many small ones. It reports this on standard output.
                 source.set_log_level("warn")
@@ -631,6 +648,14 @@ class _ServedRun:
         if self._error is not None:
             return self._error
         return next((node.failure for node in self._nodes if isinstance(node, Failsafe) and node.failure), None)
+
+    def stall(self) -> BaseException | None:
+        """Why a radio that has samples at all times gives no more of them."""
+        if self._watch is None:
+            return None
+        if self.ended.is_set():
+            return RadioError(f"the stream of the {self._radio.kind} radio ended by itself; is the device still there?")
+        return self._watch.failure()
 
     def abort(self) -> None:
         """Let the blocks end at once."""

@@ -69,6 +69,9 @@ def listen(kind: str, address: str, rates_hz: list[float], frequency_hz: float, 
     found: dict[str, Any] = {}
     for rate_hz in rates_hz:
         if radio is None or radio.waits:
+            # An emulated radio knows one rate only.
+            if radio is not None:
+                radio.close()
             radio = backend(kind).open(address, _link(rate_hz, n_rx))
             found["radio"] = {"capabilities": asdict(radio.capabilities), "facts": radio.facts()}
             found["waits"] = radio.waits
