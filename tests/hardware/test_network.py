@@ -153,7 +153,11 @@ def serve_apart(*arguments: str) -> tuple[subprocess.Popen[str], str]:
 
 @pytest.mark.parametrize(
     ("how", "words"),
-    [(signal.SIGKILL, "vanished"), (signal.SIGSTOP, "vanished"), (signal.SIGINT, "ended: it was stopped")],
+    [
+        (signal.SIGKILL, "vanished"),
+        pytest.param(signal.SIGSTOP, "vanished", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "ended: it was stopped", marks=pytest.mark.slow),
+    ],
     ids=["killed", "frozen", "stopped"],
 )
 def test_a_server_that_vanishes_is_named_and_the_recording_is_whole(tmp_path, how, words):

@@ -175,5 +175,6 @@ def test_devices_are_found_through_soapysdr(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_search_ends_without_devices():
     assert "soapy" not in search(["soapy"]).problems
