@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -19,14 +21,21 @@ from ..captures.writer import RecordingWriter
 from .messages import field
 from .runtime import RX_TIME, WORK_DONE, Failsafe, gr, guarded, input_tags, pmt, time_ticks
 
+_SNR_FRAMES = 4096
+_SNR_METHOD = (
+    "per antenna, of the beacon, by correlation with it, so that its echoes count as noise; median of the last "
+    f"{_SNR_FRAMES} frames"
+)
+
 
 class SigmfSink(Failsafe, gr.sync_block):
     """Writes n_channels streams into one interleaved recording.
 
     Tags read: `rx_time` on port 0; the first gives the recording its device time, a later one that does not
     continue it starts a new capture segment with the count of lost samples. Message in `frames`: frames that a
-    synchroniser heard in the same streams; where the radio gives no time, they tell of lost samples. The recording
-    is opened with the first samples and gets its final name when the flowgraph stops; `writer` tells how it went.
+    synchroniser heard in the same streams; they tell the SNR, and lost samples where the radio gives no time. The
+    recording is opened with the first samples and gets its final name when the flowgraph stops; `writer` tells how it
+    went.
 
     Args:
         folder: where to write.
@@ -89,6 +98,7 @@ class SigmfSink(Failsafe, gr.sync_block):
         self._clock: tuple[int, int] | None = None
         self._losses = None if frame_samples is None else LossFinder(frame_samples)
         self._found: list[Loss] = []
+        self._snr_db: deque[float] = deque(maxlen=_SNR_FRAMES)
         self.message_port_register_in(pmt.intern("frames"))
         self.set_msg_handler(pmt.intern("frames"), self.handle_frame)
 
@@ -102,10 +112,11 @@ class SigmfSink(Failsafe, gr.sync_block):
 
     @guarded
     def handle_frame(self, message: Any) -> None:
-        """Compare the number of a frame with its place, where nothing else tells of losses."""
+        """Note a frame's SNR; compare its number with its place, where nothing else tells of losses."""
+        table = pmt.car(message)
+        self._snr_db.append(field(table, "snr_db"))
         if self._losses is None or self._clock is not None:
             return
-        table = pmt.car(message)
         if field(table, "counted"):
             return
         start = field(table, "sample_time")
@@ -166,7 +177,10 @@ class SigmfSink(Failsafe, gr.sync_block):
                 if self.signal is not None:
                     detail = {"signal:detail": self.signal}
                     self.writer.annotate(0, self.writer.n_samples, "signal", standard_fields=detail)
-                self.writer.close(None if self.closing_fields is None else self.closing_fields())
+                fields = {} if self.closing_fields is None else self.closing_fields()
+                if self._snr_db:
+                    fields |= {"snr_db": round(statistics.median(self._snr_db), 2), "snr_method": _SNR_METHOD}
+                self.writer.close(fields)
         except Exception as error:
             self.keep(error)
         return True

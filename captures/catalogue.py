@@ -43,7 +43,7 @@ class Row:
         gaps: places where samples are missing.
         lost_samples: how many, per channel.
         labels: annotations by label.
-        snr_db: median over annotations that say it.
+        snr_db: median over the recording and its annotations, where they say it.
         complete: None if the recording does not say.
         problem: why it cannot be opened; empty if it can.
     """
@@ -206,7 +206,8 @@ def _look(folder: Path, path: str) -> Row:
     told = _date(recording)
     gaps = [a for a in recording.annotations if a.fields.get("kind") == "gap"]
     lost = recording.global_fields.get("lost_samples", 0)
-    snr = [a.fields["snr_db"] for a in recording.annotations if _is_number(a.fields.get("snr_db"))]
+    noted = (recording.global_fields, *(a.fields for a in recording.annotations))
+    snr = [fields["snr_db"] for fields in noted if _is_number(fields.get("snr_db"))]
     rate_hz = recording.sample_rate_hz
     return Row(
         **plain,

@@ -73,6 +73,15 @@ def test_run_decides_every_frame_and_finds_the_users(live):
     assert not live.interrupted
 
 
+def test_the_recording_tells_the_snr_that_the_frames_had(live):
+    told = Recording.open(live.folder.recording).global_fields
+    # The last message may come when the recording is closed already: an even number has two medians beside each other.
+    heard = np.sort(live.folder.rows(live.folder.decisions)["snr_db"])
+    middle = len(heard) // 2
+    assert heard[middle - 2] - 0.01 <= told["snr_db"] <= heard[min(middle + 2, len(heard) - 1)] + 0.01
+    assert "beacon" in told["snr_method"]
+
+
 def test_run_leaves_a_collection_without_fault(live):
     assert [str(f) for f in verify(live.folder.path) if f.severity == "error"] == []
     recording = Recording.open(live.folder.recording, check_hash=True)
