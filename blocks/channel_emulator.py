@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from .heard_frames import HeardFrames
 from .messages import unpack
-from .runtime import FRAME, Failsafe, gr, guarded, input_tags, pmt, time_tags
+from .runtime import Failsafe, gr, guarded, pmt, time_tags
 from .waveforms.air import Air
 from .waveforms.frame import FrameFormat
 
@@ -57,7 +57,7 @@ class ChannelEmulator(Failsafe, gr.basic_block):
         # May be changed while samples flow.
         self.tx_amplitude = 1.0
         self.lost_samples = 0
-        self._heard: set[int] = set()
+        self._heard = HeardFrames()
         self._untimed = True
         self.set_tag_propagation_policy(gr.TPP_DONT)
         self.set_output_multiple(air.block_samples)
@@ -82,10 +82,10 @@ class ChannelEmulator(Failsafe, gr.basic_block):
         """Carry whole blocks of samples over the air, as far as the bursts are known."""
         grid = self.air.block_samples
         n = min(len(input_items[0]), len(output_items[0])) // grid * grid
-        n = self._known(n)
+        if self.with_users:
+            n = self._heard.known(self, n) // grid * grid
         if n == 0:
-            # The users' answer is on its way through another thread: hand it the processor.
-            time.sleep(2e-4)
+            self._heard.wait()
             return 0
         first = self.nitems_read(0)
         sent = input_items[0][:n].copy()
@@ -117,15 +117,3 @@ class ChannelEmulator(Failsafe, gr.basic_block):
             item = self.nitems_written(0) + int(place[k])
             rate = self.frame_format.sample_rate_hz
             time_tags(self, self.air.n_rx, item, first + int(k), rate, self.centre_frequency_hz)
-
-    def _known(self, n: int) -> int:
-        """How many of the next n samples lie before the first frame whose bursts are not known."""
-        if not self.with_users or n == 0:
-            return n
-        grid = self.air.block_samples
-        first = self.nitems_read(0)
-        for tag in input_tags(self, 0, n):
-            if pmt.equal(tag.key, FRAME) and pmt.to_long(tag.value) not in self._heard:
-                return (tag.offset - first) // grid * grid
-        self._heard = {f for f in self._heard if f >= (first // self.frame_format.frame_samples) - 1}
-        return n

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..blocks.heard_frames import HeardFrames
 from ..blocks.messages import unpack
 from ..blocks.runtime import WORK_DONE, Failsafe, gr, guarded, input_tags, pmt
 
@@ -355,7 +356,8 @@ def _nothing() -> None:
 class StreamSender(_EndOfStream, gr.sync_block):
     """Gives n streams with their tags to a network, and the users' bursts of an emulated air.
 
-    Streams: n complex in. Message in `bursts`: see `ChannelEmulator`. Tags read: all whose values are plain.
+    Streams: n complex in. Message in `bursts`: see `ChannelEmulator`. Tags read: all whose values are plain; where
+    there are bursts, a frame's samples are not taken before its bursts were.
 
     Args:
         n_ports: channels.
@@ -378,6 +380,7 @@ class StreamSender(_EndOfStream, gr.sync_block):
         gr.sync_block.__init__(self, name="semair stream sender", in_sig=[np.complex64] * n_ports, out_sig=None)
         self.outgoing = outgoing
         self.connection_failure, self.on_start, self.on_stop, self.on_bursts = failure, on_start, on_stop, on_bursts
+        self._heard = HeardFrames()
         if on_bursts is not None:
             self.message_port_register_in(pmt.intern("bursts"))
             self.set_msg_handler(pmt.intern("bursts"), self.handle_bursts)
@@ -386,13 +389,18 @@ class StreamSender(_EndOfStream, gr.sync_block):
     def handle_bursts(self, message: Any) -> None:
         """Send one frame's bursts."""
         assert self.on_bursts is not None
-        self.on_bursts(*unpack(message))
+        fields, vector = unpack(message)
+        self.on_bursts(fields, vector)
+        self._heard.add(fields["frame"])
 
     @guarded
     def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
         """Hand samples over."""
         self.check()
         first, n = self.nitems_read(0), len(input_items[0])
+        if self.on_bursts is not None and (n := self._heard.known(self, n)) == 0:
+            self._heard.wait()
+            return 0
         tags = []
         for port in range(len(input_items)):
             for tag in input_tags(self, port, n):
@@ -401,7 +409,7 @@ class StreamSender(_EndOfStream, gr.sync_block):
                 except ValueError:
                     continue
                 tags.append((tag.offset - first, port, pmt.symbol_to_string(tag.key), value))
-        done = self.outgoing.put(input_items, first, tags)
+        done = self.outgoing.put([port[:n] for port in input_items], first, tags)
         if not done:
             self.outgoing.wait()
         return done

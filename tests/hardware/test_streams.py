@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
@@ -14,12 +15,15 @@ from hypothesis import strategies as st
 
 pmt = pytest.importorskip("pmt", reason="GNU Radio is not installed")
 
-from semair.blocks.runtime import time_ticks, time_value  # noqa: E402
+from semair.blocks.messages import pack  # noqa: E402
+from semair.blocks.runtime import gr, time_ticks, time_value  # noqa: E402
+from semair.flowgraphs.execute import execute  # noqa: E402
 from semair.hardware import streams, wire  # noqa: E402
 from semair.hardware.streams import (  # noqa: E402
     Incoming,
     Outgoing,
     Piece,
+    StreamSender,
     piece_samples,
     plain_value,
     pmt_value,
@@ -328,3 +332,35 @@ def test_a_message_too_large_for_the_other_side_is_not_sent():
 def test_addresses_that_are_none_are_refused(address):
     with pytest.raises(Exception, match="must be tcp://HOST:PORT"):
         wire.check_endpoint(address)
+
+
+def test_a_stream_does_not_end_before_the_bursts_of_its_frames_were_sent():
+    from gnuradio import blocks
+
+    frames = 5
+    tags = [gr.python_to_tag((100 * k, pmt.intern("frame"), pmt.from_long(k), pmt.PMT_F)) for k in range(frames)]
+    sent: list[tuple[str, int]] = []
+    outgoing = Outgoing(1, 10**6, False, nothing)
+    top = gr.top_block("test")
+    source = blocks.vector_source_c([0j] * 100 * frames, False, 1, tags)
+    sender = StreamSender(
+        1,
+        outgoing,
+        lambda: None,
+        on_stop=lambda: sent.append(("end", -1)),
+        on_bursts=lambda fields, _: sent.append(("bursts", fields["frame"])),
+    )
+    top.connect(source, sender)
+
+    def answer() -> None:
+        for frame in range(frames):
+            message = pack({"frame": frame, "start": 0, "users": [], "burst_samples": 0})
+            sender.to_basic_block()._post(pmt.intern("bursts"), message)
+
+    # Late enough that a sender which did not wait would have ended long before.
+    late = threading.Timer(0.3, answer)
+    late.start()
+    execute(top, lambda: sender.failure)
+    late.join()
+    assert sent == [*(("bursts", frame) for frame in range(frames)), ("end", -1)]
+    assert outgoing.next().n == 100 * frames
