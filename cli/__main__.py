@@ -1,0 +1,5 @@
+"""Entry point of `python -m semair.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,526 @@
+"""Commands that run links, record, replay, report and transmit."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from ..errors import RadioError, ScenarioError
+from .common import (
+    INTERRUPTED,
+    JsonFlag,
+    OverwriteFlag,
+    ScenarioOption,
+    SetOption,
+    app,
+    channel_list,
+    chosen_scenario,
+    err,
+    new_folder,
+    options_of,
+    out,
+    say,
+)
+from .progress import frame_progress, recorder_progress, share_progress
+
+if TYPE_CHECKING:
+    from ..blocks.playback import PlayOptions
+    from ..flowgraphs import transmit as sender
+
+run_app = typer.Typer(help="Run an experiment over a radio.", no_args_is_help=True)
+app.add_typer(run_app, name="run")
+
+
+@run_app.command(
+    "random-access",
+    epilog="Examples: semair run random-access | semair run random-access -s paper -n 500 -d map-search | "
+    "semair run random-access --set level=wireless --set link.access_snr_db=6 --folder runs/wireless | "
+    "semair run random-access --channel runs/wireless/bs-rx.channel.json --set users.preamble_seed=7",
+)
+def run_random_access(
+    scenario: ScenarioOption = "lab",
+    frames: Annotated[int, typer.Option("--frames", "-n", help="Frames to send.")] = 200,
+    folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/SCENARIO-TIME.")] = None,
+    detector: Annotated[str | None, typer.Option("--detector", "-d", help="Instead of the scenario's.")] = None,
+    channel: Annotated[
+        Path | None,
+        typer.Option(
+            help="Put the frames on recorded air: a file that `semair capture channel` wrote. Choices: --set "
+            "channel_replay.cfo=remove, .timing, .mapping, .reuse, .snr_backoff_db, .max_error_db."
+        ),
+    ] = None,
+    settings: SetOption = None,
+    record: Annotated[bool, typer.Option(help="Keep the samples.")] = True,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Detect which users are active, through real GNU Radio blocks; leave recording, metrics and report."""
+    from ..flowgraphs.run import run_random_access as run
+
+    overrides = list(settings or [])
+    if detector is not None:
+        overrides += [f'detector.name="{detector}"', "detector.options={}"]
+    if channel is not None:
+        overrides.append(f'channel={{kind="recorded", recording={json.dumps(str(channel))}}}')
+    chosen = chosen_scenario(scenario, overrides)
+    place = folder or new_folder(chosen.name)
+    with frame_progress("frames", quiet=as_json) as on_progress:
+        result = run(chosen, place, n_frames=frames, record=record, overwrite=overwrite, on_progress=on_progress)
+    report_path = _report(place, as_json) if report else None
+    if as_json:
+        print(json.dumps({"folder": str(place), **result.metrics}))
+    else:
+        _show_metrics(result.metrics, f"random access, scenario {chosen.name}, detector {chosen.detector.name}")
+        say(f"run folder  {place}")
+        if report_path:
+            say(f"report      {report_path}")
+        if record:
+            say(f"replay it   semair replay {place}")
+    if result.interrupted:
+        err.print("everything up to here is in the run folder")
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command(
+    epilog="Examples: semair record --folder runs/air | semair record -n 1000 --set seed=7 --folder runs/x | "
+    "semair record --duration 60 | semair record --raw --size 10e9 --folder runs/listen"
+)
+def record(
+    scenario: ScenarioOption = "lab",
+    frames: Annotated[
+        int | None, typer.Option("--frames", "-n", help="Frames to send; 200, or as many as --duration or --size take.")
+    ] = None,
+    duration: Annotated[float | None, typer.Option(help="End after so many seconds of air.")] = None,
+    size: Annotated[float | None, typer.Option(help="End before the received data exceed so many bytes, e.g. 2e9.")] = (
+        None
+    ),
+    raw: Annotated[bool, typer.Option("--raw", help="Only listen to the scenario's radio; nothing is sent.")] = False,
+    folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/SCENARIO-TIME.")] = None,
+    settings: SetOption = None,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Send and record without receiving; `semair replay` decides later.
+
+    Ctrl-C, a limit, or a disk that has no more room than its reserve end it with a whole recording.
+    """
+    from ..flowgraphs.run import record_radio
+    from ..flowgraphs.run import run_random_access as run
+
+    chosen = chosen_scenario(scenario, settings)
+    place = folder or new_folder(chosen.name)
+    if raw:
+        if frames is not None:
+            raise ScenarioError("--frames has no meaning with --raw, which sends nothing; use --duration or --size")
+        with recorder_progress(quiet=as_json) as on_state:
+            heard = record_radio(
+                chosen, place, duration_s=duration, size_bytes=size, overwrite=overwrite, on_progress=on_state
+            )
+        if as_json:
+            print(json.dumps({**vars(heard), "folder": str(place), "recording": str(heard.recording)}))
+        else:
+            say(
+                f"recorded {heard.seconds:.3f} s on {heard.n_channels} channels, {heard.lost_samples} samples lost, "
+                f"at most {max(heard.clipped_samples)} clipped on one; check it: semair capture verify {place}"
+            )
+        if heard.interrupted:
+            raise typer.Exit(INTERRUPTED)
+        return
+    with frame_progress("frames", quiet=as_json) as on_progress:
+        result = run(
+            chosen,
+            place,
+            n_frames=frames,
+            receive=False,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            duration_s=duration,
+            size_bytes=size,
+        )
+    if as_json:
+        print(json.dumps({"folder": str(place), **result.metrics}))
+    else:
+        say(f"recorded {result.metrics['frames']['sent']} frames in {place}; decide with: semair replay {place}")
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command(
+    epilog="Examples: semair replay runs/demo | semair replay runs/demo --detector somp --channels 0,2 | "
+    "semair replay wifi.sigmf-meta --reference l-ltf --max-cfo 40e3 | "
+    "semair replay air.sigmf-meta --scenario lab --resample 2e6 --any-frequency"
+)
+def replay(
+    path: Annotated[
+        Path, typer.Argument(help="A run folder, or any SigMF recording together with --scenario or --reference.")
+    ],
+    detector: Annotated[
+        str | None, typer.Option("--detector", "-d", help="What would this detector have decided on the same air?")
+    ] = None,
+    option: Annotated[list[str] | None, typer.Option(help="Option of that detector, name=value.")] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Recorded channels to take as antennas, in this order, e.g. 2,0,1.")
+    ] = None,
+    gaps: Annotated[
+        str,
+        typer.Option(
+            help="Where samples were lost: as-recorded (the receiver is told, as live), stop, splice, or zero (filled)."
+        ),
+    ] = "as-recorded",
+    resample: Annotated[float | None, typer.Option(help="Sample rate to change the recording to, Hz.")] = None,
+    loop: Annotated[int, typer.Option(help="Turns, of whole frames and across no gap.")] = 1,
+    frame: Annotated[int | None, typer.Option(help="Play whole frames of this many recorded samples only.")] = None,
+    frame_start: Annotated[int, typer.Option(help="Recorded sample at which a frame begins.")] = 0,
+    speed: Annotated[
+        float | None, typer.Option(help="1: in real time, by the clock of this machine; default: as fast as it goes.")
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option("--scenario", "-s", help="Receive a recording with this scenario's receiver.")
+    ] = None,
+    settings: SetOption = None,
+    any_frequency: Annotated[
+        bool, typer.Option("--any-frequency", help="With --scenario: take recordings of other centre frequencies.")
+    ] = False,
+    folder: Annotated[
+        Path | None, typer.Option(help="With --scenario: where decisions go; default runs/replay-RECORDING-TIME.")
+    ] = None,
+    overwrite: OverwriteFlag = False,
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Search this sequence: l-ltf, l-ltf-64, l-stf, or a file (.npy, .sigmf-meta, .cf32, .ci16)."),
+    ] = None,
+    max_cfo: Annotated[float, typer.Option(help="Search: largest carrier offset, Hz.")] = 0.0,
+    false_alarms: Annotated[float, typer.Option(help="Search: false alarms per sample of white noise.")] = 1e-9,
+    threshold: Annotated[
+        float | None, typer.Option(help="Search: threshold of the metric, 0 to 1, instead of --false-alarms.")
+    ] = None,
+    rate: Annotated[float | None, typer.Option(help="Search: sample rate of a recording that does not say it.")] = None,
+    annotations_at: Annotated[
+        int | None,
+        typer.Option(help="Search: compare with annotations; samples from their start to the reference's start."),
+    ] = None,
+    tolerance: Annotated[int, typer.Option(help="Search: samples within which an annotation counts as found.")] = 2,
+    as_json: JsonFlag = False,
+) -> None:
+    """Drive a receiver with a recording.
+
+    A run folder must give the very decisions it gave live, unless something else is asked for. Any other SigMF
+    recording is received with a scenario, or searched for a reference sequence.
+    """
+    from ..blocks.playback import PlayOptions
+    from ..flowgraphs.run import replay_recording, replay_run
+
+    # Where a replay stopped is told with its result.
+    logging.getLogger("semair.blocks.sigmf_source").setLevel(logging.ERROR)
+    play = PlayOptions(
+        channels=channel_list(channels),
+        gaps=gaps,  # type: ignore[arg-type]
+        rate_hz=resample,
+        turns=loop,
+        frame_samples=frame,
+        frame_start=frame_start,
+    )
+    if reference is not None:
+        _search(
+            path, reference, max_cfo, false_alarms, threshold, rate, annotations_at, tolerance, play, speed, as_json
+        )
+        return
+    if scenario is None and path.is_file():
+        raise ScenarioError(
+            f"{path} is a file: give a run folder, a --scenario to receive it with, or a --reference to search in it"
+        )
+    if scenario is not None and path.is_dir() and (path / "run.json").is_file():
+        raise ScenarioError(
+            f"{path} is a run, which has its own scenario: leave --scenario out, or give the recording in it"
+        )
+    with frame_progress("slots", quiet=as_json) as on_progress:
+        if scenario is None:
+            result = replay_run(
+                path, detector=detector, options=options_of(option), play=play, speed=speed, on_progress=on_progress
+            )
+        else:
+            chosen = chosen_scenario(scenario, _with_detector(settings, detector, option))
+            place = folder or new_folder(f"replay-{path.name.partition('.')[0]}")
+            result = replay_recording(
+                path,
+                chosen,
+                place,
+                play=play,
+                any_frequency=any_frequency,
+                speed=speed,
+                overwrite=overwrite,
+                on_progress=on_progress,
+            )
+    summary = {
+        "folder": str(result.folder.path),
+        "detector": result.detector,
+        "live_decisions": result.live,
+        "reproduced": result.equal,
+        "extra": result.extra,
+        "air_s": result.air_s,
+        "wall_s": result.wall_s,
+        "playback": result.playback,
+    }
+    if as_json:
+        print(json.dumps({**summary, **result.metrics}))
+    else:
+        _show_metrics(result.metrics, f"replay of {path}, detector {result.detector}")
+        if result.equal is not None and result.live:
+            out.print(f"[green]all {result.equal} of {result.live} live decisions reproduced bit for bit[/]")
+        if result.extra and result.live:
+            out.print(f"{result.extra} slots that the live run had not decided")
+        if not result.live:
+            say(f"{result.extra} slots decided, in {result.folder.path}")
+        _show_playback(result.playback)
+        out.print(f"{result.air_s:.2f} s of air in {result.wall_s:.2f} s")
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _search(
+    path: Path,
+    reference: str,
+    max_cfo: float,
+    false_alarms: float,
+    threshold: float | None,
+    rate: float | None,
+    annotations_at: int | None,
+    tolerance: int,
+    play: PlayOptions,
+    speed: float | None,
+    as_json: bool,
+) -> None:
+    from ..blocks.waveforms.references import load_reference
+    from ..flowgraphs.preamble_replay import compare_with_annotations, find_preambles
+
+    with share_progress("searching", quiet=as_json) as on_progress:
+        played, found = find_preambles(
+            path,
+            load_reference(reference),
+            max_cfo_hz=max_cfo,
+            false_alarms_per_sample=false_alarms,
+            threshold=threshold,
+            sample_rate_hz=rate,
+            play=play,
+            speed=speed,
+            on_progress=lambda share: on_progress("samples", share),
+        )
+    comparison = None if annotations_at is None else compare_with_annotations(played, found, annotations_at, tolerance)
+    if as_json:
+        result = {"recording": played.recording.name, "preambles": found, "annotations": comparison}
+        print(json.dumps({**result, "playback": played.as_dict()}))
+        return
+    table = Table(
+        "start", "fraction", "CFO Hz", "metric", "SNR dB", title=escape(f"{reference} in {played.recording.name}")
+    )
+    for item in found:
+        table.add_row(
+            str(item["start"]),
+            f"{item['fraction']:+.2f}",
+            f"{item['cfo_hz']:+.0f}",
+            f"{item['metric']:.3f}",
+            f"{item['snr_db']:.1f}",
+        )
+    out.print(table)
+    out.print(f"{len(found)} found in {played.n_samples} samples on {len(played.channels)} antennas")
+    if comparison:
+        out.print(
+            f"{comparison['matched']} of {comparison['annotated']} annotations found within {tolerance} samples, "
+            f"{comparison['extra']} more found"
+        )
+    _show_playback(played.as_dict())
+
+
+def _with_detector(settings: list[str] | None, detector: str | None, option: list[str] | None) -> list[str]:
+    """Overrides of a scenario with another detector among them."""
+    overrides = list(settings or [])
+    if detector is not None:
+        overrides += [f'detector.name="{detector}"', "detector.options={}"]
+    return overrides + [f"detector.options.{text}" for text in option or []]
+
+
+@app.command(
+    epilog="Examples: semair transmit runs/demo/tx-beacon.sigmf-meta --radio loopback --frequency 3.5e9 --gain -20 "
+    "--level -15 | semair transmit runs/demo/tx-beacon.sigmf-meta --radio loopback --frequency 3.5e9 --gain -20 "
+    "--level -15 --really CODE"
+)
+def transmit(
+    recording: Annotated[Path, typer.Argument(help="A waveform that a run here recorded of what it sent (tx-...).")],
+    radio: Annotated[str, typer.Option(help="Kind of radio, see `semair radios`.")],
+    frequency: Annotated[float, typer.Option(help="Centre frequency, Hz; never taken from the recording.")],
+    gain: Annotated[float | None, typer.Option(help="Transmit gain, dB; never taken from the recording.")] = None,
+    address: Annotated[str, typer.Option(help="Which radio of this kind, see `semair radios`.")] = "",
+    level: Annotated[
+        float | None, typer.Option(help="Scale to this mean power, dBFS, at most -12; default: as recorded.")
+    ] = None,
+    channels: Annotated[str | None, typer.Option(help="Recorded channels to send, in this order, e.g. 1,0.")] = None,
+    loop: Annotated[int, typer.Option(help="Turns.")] = 1,
+    frame: Annotated[int | None, typer.Option(help="Send whole frames of this many samples only.")] = None,
+    frame_start: Annotated[int, typer.Option(help="Sample at which a frame begins.")] = 0,
+    duration: Annotated[float | None, typer.Option(help="End after so many seconds.")] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option(help="What is permitted here; default ./semair-site.toml or ~/.config/semair/site.toml."),
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="Takes a line per transmission; default: the site's.")] = None,
+    really: Annotated[
+        str | None, typer.Option(metavar="CODE", help="Send, with the code that the dry run showed.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Send a recorded waveform of one's own over a radio: a dry run, unless the dry run's code is given.
+
+    The loopback radio needs no site file; on others, only what the site file permits is sent.
+    """
+    from ..flowgraphs import transmit as sender
+    from ..hardware.site import find_site_file, load_site
+
+    site_file = site or find_site_file()
+    rules = None if site_file is None else load_site(site_file)
+    request = sender.Request(
+        recording=recording,
+        kind=radio,
+        address=address,
+        frequency_hz=frequency,
+        gain_db=gain,
+        level_dbfs=level,
+        channels=channel_list(channels),
+        turns=loop,
+        frame_samples=frame,
+        frame_start=frame_start,
+        duration_s=duration,
+    )
+    with share_progress("planning", quiet=as_json) as on_progress:
+        on_progress("checking the recording", 0.0)
+        waveform = sender.own_waveform(recording)
+        device = sender.open_radio(request, waveform)
+        plan = sender.make_plan(request, device, waveform, rules, on_progress)
+    refusals = plan.judgement.refusals
+    if not as_json:
+        _show_plan(plan, site_file)
+    if refusals or really is None:
+        if as_json:
+            print(json.dumps({"sent": False, "code": None if refusals else plan.code, "plan": plan.as_dict()}))
+        elif refusals:
+            for refusal in refusals:
+                say(f"refused     {refusal}")
+        else:
+            say(f"nothing was sent; send it with the same command and --really {plan.code}")
+        if refusals:
+            raise typer.Exit(RadioError.exit_code)
+        return
+    place = log or (rules.log if rules is not None else None) or sender.default_log()
+    with share_progress("transmitting", quiet=as_json) as on_progress:
+        sent = sender.transmit(plan, really, device, waveform, place, on_progress=on_progress)
+    if as_json:
+        print(json.dumps({"sent": True, "plan": plan.as_dict(), **vars(sent), "log": str(place)}))
+    else:
+        say(f"sent        {sent.samples} samples in {sent.seconds:.2f} s, silence included; see {place}")
+        for name, count in sent.counts.items():
+            say(f"            {name.replace('_', ' ')} {count}")
+    if sent.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command(epilog="Example: semair report runs/demo")
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Write report.html of a run, with all detectors beside the one that ran."""
+    path = _report(folder, as_json)
+    if as_json:
+        print(json.dumps({"report": str(path)}))
+    else:
+        say(f"report  {path}")
+
+
+def _report(folder: Path, quiet: bool) -> Path:
+    from ..flowgraphs.report import write_report
+
+    with share_progress("report", quiet=quiet) as on_progress:
+        return write_report(folder, on_progress=on_progress)
+
+
+def _show_plan(plan: sender.Plan, site_file: Path | None) -> None:
+    """Everything about a transmission that is planned."""
+    request, emission, judged = plan.request, plan.emission, plan.judgement
+    table = Table("transmission", "", title=escape(f"{request.recording} over {request.kind} {request.address}"))
+    table.add_row("waveform", f"{plan.role}, {emission.duration_s:.6g} s, turns {request.turns}")
+    table.add_row("band", f"{emission.low_hz:.10g} to {emission.high_hz:.10g} Hz")
+    table.add_row("level", f"mean {emission.level_dbfs:.1f} dBFS, peak {emission.peak:.3f} of full scale")
+    if plan.gains_db:
+        table.add_row("gain", " ".join(f"{gain:g}" for gain in plan.gains_db) + " dB")
+    table.add_row("path", judged.path)
+    if judged.power_dbm is not None:
+        table.add_row("power", f"{judged.power_dbm:.1f} dBm at the port")
+    if judged.band is not None and judged.eirp_dbm is not None:
+        allowed = f"{judged.band.max_eirp_dbm:g} dBm permitted in {judged.band.name}"
+        table.add_row("EIRP", escape(f"{judged.eirp_dbm:.1f} dBm, {allowed} ({judged.band.basis})"))
+    table.add_row("site", escape("none" if site_file is None else f"{plan.site}, {site_file}"))
+    out.print(table)
+
+
+def _show_playback(played: dict[str, Any]) -> None:
+    """What of a recording was left out, or what stands in for it."""
+    if played["stopped_at"] is not None:
+        out.print(
+            f"[yellow]stopped     before the gap at sample {played['stopped_at']}: {played['skipped_samples']} samples "
+            "not played; see --gaps[/]"
+        )
+    elif played["skipped_samples"]:
+        out.print(f"not played  {played['skipped_samples']} samples outside whole frames")
+    if played["recorded_gaps"] and played["gaps"] in ("splice", "zero"):
+        done = "spliced" if played["gaps"] == "splice" else "filled with zeros"
+        out.print(f"[yellow]gaps        {played['recorded_gaps']}, {done}[/]")
+    if played["rate_hz"] != played["recorded_rate_hz"]:
+        out.print(f"resampled   {played['recorded_rate_hz']:.10g} to {played['rate_hz']:.10g} Hz")
+
+
+def _show_metrics(metrics: dict[str, Any], title: str) -> None:
+    replayed = metrics.get("channel_replay")
+    if replayed:
+        title = f"channel replay of {replayed['recording']}: {title}"
+    if "detection" in metrics:
+        table = Table(
+            "preamble length", "slots", "error probability", "95 %", "missed", "false alarms", title=escape(title)
+        )
+        for length, row in metrics["detection"].items():
+            value, low, high = row["error_probability"]
+            shares = ["-" if share is None else f"{share:.2e}" for share in (row["missed"], row["false_alarms"])]
+            table.add_row(length, str(row["slots"]), f"{value:.2e}", f"{low:.1e} to {high:.1e}", *shares)
+        out.print(table)
+    if "frames" in metrics:
+        frames = metrics["frames"]
+        out.print(
+            f"frames      {frames['sent']} sent, {frames['decided']} decided, {frames['missed']} missed, "
+            f"{frames['false']} false, {metrics['counts'].get('slots_dropped', 0)} dropped"
+        )
+    sync = metrics.get("synchronisation") or {}
+    if "cfo_true_hz" in sync:
+        out.print(
+            f"sync        timing error {sync['timing_error_samples']['mean']:+.2f} +- "
+            f"{sync['timing_error_samples']['std']:.2f} samples, CFO error {sync['cfo_error_hz']['mean']:+.1f} +- "
+            f"{sync['cfo_error_hz']['std']:.1f} Hz at {sync['cfo_true_hz']:.0f} Hz"
+        )
+    latency = metrics.get("latency_ms") or {}
+    if latency:
+        detect, total = latency["detect"], latency["total"]
+        out.print(
+            f"latency     detector {detect['p50']:.2f} ms (p99 {detect['p99']:.2f}), "
+            f"frame start to decision {total['p50']:.0f} ms (p99 {total['p99']:.0f})"
+        )
+    for name, count in metrics.get("flagged", {}).items():
+        from ..models.uad.detectors import Flag
+
+        out.print(f"[yellow]flagged     {count} slots: {Flag[name.upper()].meaning}[/]")
+    lost = metrics["counts"].get("lost_samples", 0)
+    if lost:
+        out.print(f"[yellow]losses      {lost} samples in {metrics['counts']['gaps']} gaps[/]")
