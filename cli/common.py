@@ -43,6 +43,16 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a field, e.g. --set users.activity=0.2 --set level=wireless."),
 ]
+RadioOption = Annotated[
+    str | None,
+    typer.Option(
+        "--radio",
+        "-r",
+        metavar="KIND[:ADDRESS]",
+        help="Instead of the scenario's, e.g. usrp:type=usrp2,addr=127.0.0.1 or pluto:ip:192.168.2.1; see `semair "
+        "radios`.",
+    ),
+]
 OverwriteFlag = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in this folder.")]
 
 
@@ -58,10 +68,19 @@ def duration_text(seconds: float) -> str:
     return f"{seconds * 1e6:.4g} us"
 
 
-def chosen_scenario(source: str, overrides: list[str] | None) -> Any:
+def chosen_scenario(source: str, overrides: list[str] | None, radio: str | None = None) -> Any:
     from ..flowgraphs.scenario import load_scenario
 
-    return load_scenario(source, overrides or [])
+    return load_scenario(source, [*_radio_settings(radio), *(overrides or [])])
+
+
+def _radio_settings(radio: str | None) -> list[str]:
+    if radio is None:
+        return []
+    from ..hardware.discover import named
+
+    kind, address = named(radio)
+    return [f"radio.kind={json.dumps(kind)}", f"radio.address={json.dumps(address)}"]
 
 
 def new_folder(name: str) -> Path:

@@ -14,6 +14,7 @@ from rich.table import Table
 from ..errors import ScenarioError, explain_validation
 from .common import (
     JsonFlag,
+    RadioOption,
     ScenarioOption,
     SetOption,
     app,
@@ -58,7 +59,7 @@ def radios(
 @app.command(
     epilog="Examples: semair serve loopback | semair serve replay:runs/demo/bs-rx.sigmf-meta | "
     'semair serve "uhd:type=usrp2,addr=192.168.10.2" --listen tcp://10.0.0.5:5900 | elsewhere: semair run '
-    "random-access --set radio.kind=zmq --set radio.address=tcp://10.0.0.5:5900"
+    "random-access --radio zmq:tcp://10.0.0.5:5900"
 )
 def serve(
     radio: Annotated[str, typer.Argument(metavar="KIND[:ADDRESS]", help="A radio here, see `semair radios`.")],
@@ -85,10 +86,11 @@ def serve(
     """Offer a radio of this machine to one client at a time, until Ctrl-C."""
     from threading import Event
 
+    from ..hardware.discover import named
     from ..hardware.serving import RadioServer
     from ..hardware.site import find_site_file, load_site
 
-    kind, _, address = radio.partition(":")
+    kind, address = named(radio)
     site_file = site or find_site_file()
     rules = load_site(site_file) if transmit and site_file is not None else None
 
@@ -102,14 +104,14 @@ def serve(
             say(f"{radio} at {server.endpoint}")
             if not server.is_local:
                 err.print("[yellow]whoever can reach this address can use the radio[/]")
-            say(f"use it: --set radio.kind=zmq --set radio.address={server.endpoint}    end it: Ctrl-C")
+            say(f"use it: --radio zmq:{server.endpoint}    end it: Ctrl-C")
         Event().wait()
 
 
 @app.command(
     epilog="Examples: semair calibrate lab.calibration.json | semair run random-access "
-    "--set radio.calibration=lab.calibration.json | semair calibrate n210.calibration.json --set radio.kind=uhd --set "
-    'radio.address="type=usrp2,addr=127.0.0.1" --set frame.sample_rate_hz=1e6 --set radio.n_antennas=1 --tx-gain 10'
+    "--set radio.calibration=lab.calibration.json | semair calibrate n210.calibration.json --radio "
+    "usrp:type=usrp2,addr=127.0.0.1 --set frame.sample_rate_hz=1e6 --set radio.n_antennas=1 --tx-gain 10"
 )
 def calibrate(
     path: Annotated[Path, typer.Argument(help="File to write, NAME.calibration.json; the recording gets its name.")],
@@ -129,6 +131,7 @@ def calibrate(
     ),
     level: Annotated[float, typer.Option(help="Mean power of what is sent, dBFS, at most -12.")] = -13.0,
     valid_for: Annotated[float, typer.Option(help="Seconds for which the calibration may be used.")] = 3600.0,
+    radio: RadioOption = None,
     settings: SetOption = None,
     site: Annotated[
         Path | None,
@@ -148,7 +151,7 @@ def calibrate(
 
     if method not in ("splitter", "antennas"):
         raise ScenarioError(f"--method {method!r} is not known; choose splitter or antennas")
-    chosen = chosen_scenario(scenario, settings)
+    chosen = chosen_scenario(scenario, settings, radio)
     site_file = site or find_site_file()
     rules = None if site_file is None else load_site(site_file)
     place = log or (rules.log if rules is not None else None) or default_log()
@@ -174,8 +177,8 @@ def calibrate(
 
 
 @app.command(
-    epilog="Examples: semair doctor | semair doctor --json | semair doctor --radio uhd:addr=192.168.10.2 | "
-    "semair doctor --radio iio:ip:192.168.2.1 --rate 1e6 --rate 2.5e6 --frequency 2.4e9"
+    epilog="Examples: semair doctor | semair doctor --json | semair doctor --radio usrp:addr=192.168.10.2 | "
+    "semair doctor --radio pluto:ip:192.168.2.1 --rate 1e6 --rate 2.5e6 --frequency 2.4e9"
 )
 def doctor(
     folder: Annotated[Path, typer.Option(help="Where recordings would go.")] = Path(),
@@ -192,11 +195,12 @@ def doctor(
     as_json: JsonFlag = False,
 ) -> None:
     """Examine this machine and say how to mend what does not fit. Nothing is transmitted."""
+    from ..hardware.discover import named
     from ..hardware.doctor import RadioRequest, examine
 
     request = None
     if radio is not None:
-        kind, _, address = radio.partition(":")
+        kind, address = named(radio)
         request = RadioRequest(kind, address, frequency_hz=frequency, n_rx=channels, seconds=seconds)
         request = replace(request, rates_hz=tuple(sorted(rate))) if rate else request
     elif rate:

@@ -16,6 +16,7 @@ from .common import (
     INTERRUPTED,
     JsonFlag,
     OverwriteFlag,
+    RadioOption,
     ScenarioOption,
     SetOption,
     app,
@@ -55,6 +56,7 @@ def run_random_access(
             "channel_replay.cfo=remove, .timing, .mapping, .reuse, .snr_backoff_db, .max_error_db."
         ),
     ] = None,
+    radio: RadioOption = None,
     settings: SetOption = None,
     record: Annotated[bool, typer.Option(help="Keep the samples.")] = True,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
@@ -69,7 +71,7 @@ def run_random_access(
         overrides += [f'detector.name="{detector}"', "detector.options={}"]
     if channel is not None:
         overrides.append(f'channel={{kind="recorded", recording={json.dumps(str(channel))}}}')
-    chosen = chosen_scenario(scenario, overrides)
+    chosen = chosen_scenario(scenario, overrides, radio)
     place = folder or new_folder(chosen.name)
     with frame_progress("frames", quiet=as_json) as on_progress:
         result = run(chosen, place, n_frames=frames, record=record, overwrite=overwrite, on_progress=on_progress)
@@ -90,7 +92,8 @@ def run_random_access(
 
 @app.command(
     epilog="Examples: semair record --folder runs/air | semair record -n 1000 --set seed=7 --folder runs/x | "
-    "semair record --duration 60 | semair record --raw --size 10e9 --folder runs/listen"
+    "semair record --duration 60 | semair record --raw --size 10e9 --radio usrp:addr=192.168.10.2 "
+    "--folder runs/listen"
 )
 def record(
     scenario: ScenarioOption = "lab",
@@ -103,6 +106,7 @@ def record(
     ),
     raw: Annotated[bool, typer.Option("--raw", help="Only listen to the scenario's radio; nothing is sent.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/SCENARIO-TIME.")] = None,
+    radio: RadioOption = None,
     settings: SetOption = None,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
@@ -114,7 +118,7 @@ def record(
     from ..flowgraphs.run import record_radio
     from ..flowgraphs.run import run_random_access as run
 
-    chosen = chosen_scenario(scenario, settings)
+    chosen = chosen_scenario(scenario, settings, radio)
     place = folder or new_folder(chosen.name)
     if raw:
         if frames is not None:
@@ -353,10 +357,9 @@ def _with_detector(settings: list[str] | None, detector: str | None, option: lis
 )
 def transmit(
     recording: Annotated[Path, typer.Argument(help="A waveform that a run here recorded of what it sent (tx-...).")],
-    radio: Annotated[str, typer.Option(help="Kind of radio, see `semair radios`.")],
+    radio: Annotated[str, typer.Option(metavar="KIND[:ADDRESS]", help="A radio here, see `semair radios`.")],
     frequency: Annotated[float, typer.Option(help="Centre frequency, Hz; never taken from the recording.")],
     gain: Annotated[float | None, typer.Option(help="Transmit gain, dB; never taken from the recording.")] = None,
-    address: Annotated[str, typer.Option(help="Which radio of this kind, see `semair radios`.")] = "",
     level: Annotated[
         float | None, typer.Option(help="Scale to this mean power, dBFS, at most -12; default: as recorded.")
     ] = None,
@@ -380,13 +383,15 @@ def transmit(
     The loopback radio needs no site file; on others, only what the site file permits is sent.
     """
     from ..flowgraphs import transmit as sender
+    from ..hardware.discover import named
     from ..hardware.site import find_site_file, load_site
 
     site_file = site or find_site_file()
     rules = None if site_file is None else load_site(site_file)
+    kind, address = named(radio)
     request = sender.Request(
         recording=recording,
-        kind=radio,
+        kind=kind,
         address=address,
         frequency_hz=frequency,
         gain_db=gain,

@@ -17,6 +17,7 @@ from ..errors import RadioError
 from .radio import Radio, RadioInfo
 
 FIND_LIMIT_S = 20.0
+PRODUCTS = {"usrp": "uhd", "pluto": "iio"}
 _MARK = "RADIOS "
 
 
@@ -50,8 +51,14 @@ def backend(kind: str) -> type[Radio]:
     """
     known = backends()
     if kind not in known:
-        raise RadioError(f"radio {kind!r} is not known; known are {', '.join(known)}")
+        raise RadioError(f"radio {kind!r} is not known; known are {', '.join([*known, *PRODUCTS])}")
     return known[kind]
+
+
+def named(text: str) -> tuple[str, str]:
+    """Kind and address of a radio named as KIND or KIND:ADDRESS; the products of `PRODUCTS` stand for their kinds."""
+    word, _, address = text.partition(":")
+    return PRODUCTS.get(word.lower(), word), address
 
 
 @dataclass(frozen=True)

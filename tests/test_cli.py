@@ -564,3 +564,21 @@ def test_ctrl_c_ends_a_run_with_its_code_and_what_was_recorded(semair, tmp_path,
     assert str(folder) in out
     assert Recording.open(folder / "bs-rx.sigmf-meta", check_hash=True).complete is not None
     assert semair("replay", folder).code == 0
+
+
+@pytest.mark.parametrize(
+    ("radio", "kind", "address"),
+    [("usrp:type=usrp2,addr=127.0.0.9", "uhd", "type=usrp2,addr=127.0.0.9"), ("loopback", "loopback", "")],
+)
+def test_a_radio_is_named_by_product_or_kind_and_address(radio, kind, address):
+    from semair.cli.common import chosen_scenario
+
+    chosen = chosen_scenario("lab", ["radio.n_antennas=2"], radio)
+    assert (chosen.radio.kind, chosen.radio.address, chosen.radio.n_antennas) == (kind, address, 2)
+
+
+def test_a_radio_of_no_known_kind_is_answered_with_those_there_are(semair):
+    ended = semair("run", "random-access", "--radio", "usrb:addr=1")
+    assert ended.code == 4
+    assert "'usrb' is not known" in ended.err
+    assert "usrp" in ended.err
