@@ -75,7 +75,7 @@ class Stop:
 
 @pytest.fixture
 def told_every_step(monkeypatch):
-    monkeypatch.setattr("semair.models.uad.train._REPORT_S", 0.0)
+    monkeypatch.setattr("semair.models.training._REPORT_S", 0.0)
 
 
 @pytest.mark.slow
@@ -218,7 +218,7 @@ def test_a_kill_costs_no_more_than_the_time_between_checkpoints(tmp_path, told_e
 
 
 def test_the_commit_is_that_of_the_code_that_trained(tmp_path, monkeypatch, told_every_step):
-    name = "semair.models.uad.train.git_commit"
+    name = "semair.models.training.git_commit"
     first, second = "1" * 40, "2" * 40
     monkeypatch.setattr(name, lambda: first)
 
@@ -247,7 +247,7 @@ def test_handlers_of_signals_are_given_back(tmp_path):
 def test_minutes_fit_the_schedule_to_the_time(tmp_path, monkeypatch, told_every_step):
     # A clock on which every step takes a second.
     clock = iter(range(10**6))
-    monkeypatch.setattr("semair.models.uad.train.time.monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("semair.models.training.time.monotonic", lambda: float(next(clock)))
     seen = []
     done = train(config(validation={"every": 1000}), tmp_path, minutes=0.5, on_progress=seen.append)
     assert done.card is not None
