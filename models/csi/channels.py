@@ -353,27 +353,26 @@ def paths(rays: Rays, n_antennas: int) -> tuple[Tensor, Tensor]:
     n_clusters, n_rays = rays.departures.shape[2:]
     # Powers of one ray's step from antenna to antenna: coarse steps times fine ones, so that a product of two short
     # matrices sums over the rays.
-    fine = 1 << math.ceil(math.log2(n_antennas) / 2)
-    coarse = math.ceil(n_antennas / fine)
-    turn = 0.5 * torch.sin(rays.departures)
-    low = _turns(turn[..., None] * torch.arange(fine, device=turn.device))
-    high = _turns(rays.phases[..., None] + turn[..., None] * (fine * torch.arange(coarse, device=turn.device)))
+    n_fine = 1 << math.ceil(math.log2(n_antennas) / 2)
+    step = _turns(0.5 * torch.sin(rays.departures))
+    fine, stride = _powers(torch.ones_like(step), step, n_fine)
+    coarse, _ = _powers(_turns(rays.phases), stride, math.ceil(n_antennas / n_fine))
 
-    def summed(high: Tensor, low: Tensor) -> Tensor:
-        return (high.mT @ low).flatten(-2)[..., :n_antennas]
+    def summed(coarse: Tensor, fine: Tensor) -> Tensor:
+        return (coarse @ fine.mT).flatten(-2)[..., :n_antennas]
 
     amplitude = (rays.powers / n_rays).sqrt()
-    gains = summed(high, low)
+    gains = summed(coarse, fine)
     strongest = rays.powers.topk(min(2, n_clusters), dim=-1).indices
     gains_late, delays_late = [], []
     for group, delay in zip(RAY_GROUPS[1:], GROUP_DELAYS, strict=True):
-        late = summed(_gathered(high[..., group, :], strongest, 2), _gathered(low[..., group, :], strongest, 2))
+        late = summed(_gathered(coarse[..., group], strongest, 2), _gathered(fine[..., group], strongest, 2))
         gains = gains.scatter_add(2, strongest[..., None].expand_as(late), -late)
         gains_late.append(late * amplitude.gather(2, strongest)[..., None])
         delays_late.append(rays.delays_s.gather(2, strongest) + delay * rays.group_delay_s[..., None])
     direct = rays.direct_power.sqrt()[..., None] * _turns(
         rays.direct_phase[..., None]
-        + 0.5 * torch.sin(rays.direct_departure)[..., None] * torch.arange(n_antennas, device=turn.device)
+        + 0.5 * torch.sin(rays.direct_departure)[..., None] * torch.arange(n_antennas, device=gains.device)
     )
     gains = torch.cat([gains * amplitude[..., None], *gains_late, direct[:, :, None]], 2)
     delays = torch.cat([rays.delays_s, *delays_late, rays.direct_delay_s[..., None]], 2)
@@ -612,6 +611,28 @@ def _kernel(delays: Tensor, n_subcarriers: int) -> Tensor:
     near = x.abs() < 1e-6
     ratio = torch.sin(x * n_subcarriers) / (n_subcarriers * torch.sin(torch.where(near, 1.0, x)))
     return torch.polar(torch.ones_like(x), x) * torch.where(near, 1.0, ratio)
+
+
+def _powers(first: Tensor, step: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Geometric series first * step**i, by doubling.
+
+    Args:
+        first: complex64, (..., ray).
+        step: complex64, (..., ray).
+        n: terms.
+
+    Returns:
+        complex64 (..., n, ray), and step raised to the least power of two that is no less than n.
+    """
+    out = first.new_empty((*first.shape[:-1], n, first.shape[-1]))
+    out[..., 0, :] = first
+    done = 1
+    while done < n:
+        more = min(done, n - done)
+        torch.mul(out[..., :more, :], step[..., None, :], out=out[..., done : done + more, :])
+        step = step * step
+        done += more
+    return out, step
 
 
 def _turns(phase: Tensor) -> Tensor:
