@@ -10,12 +10,14 @@ import atexit
 import importlib
 import ipaddress
 import os
+import socket
 import sys
 import threading
 import time
 import weakref
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import RadioError, SetupError
@@ -40,7 +42,8 @@ class UhdRadio(Radio):
         n_rx: receive channels that are wanted.
 
     Raises:
-        RadioError: there is no such device, it has too few channels, or the module `uhd` is loaded.
+        RadioError: there is no such device, another process has it, it has too few channels, or the module `uhd` is
+            loaded.
         SetupError: gr-uhd is not installed.
     """
 
@@ -52,6 +55,7 @@ class UhdRadio(Radio):
     def __init__(self, address: str, n_rx: int) -> None:
         self._uhd = _load()
         self._own, self._args = _split(address)
+        self._claims = _claim(self._args)
         self._n_rx = n_rx
         self._n_tx = _whole(self._own, "tx_channels", 1)
         self._lo_offset_hz = _number(self._own, "lo_offset", 0.0)
@@ -102,8 +106,13 @@ class UhdRadio(Radio):
         """Set clocks, time, rate, frequency and gains; transmit gain is the least unless one is asked for.
 
         Raises:
-            RadioError: a value is outside what the device can do, or boards have no common clock and time.
+            RadioError: a value is outside what the device can do, boards have no common clock and time, or the device
+                does not answer.
         """
+        with self._named():
+            return self._configure(requested)
+
+    def _configure(self, requested: Settings) -> Settings:
         self._make_blocks()
         self._settings = None
         self._check(requested)
@@ -147,19 +156,25 @@ class UhdRadio(Radio):
     def set_tx_gain_db(self, gain_db: float) -> float:
         """Change the transmit gain of all channels, also while samples flow."""
         self._configured()
-        for channel in range(self._n_tx):
-            self._check_range("gain_db", gain_db, self._sink.get_gain_range(channel), "dB")
-            self._sink.set_gain(gain_db, channel)
-        return float(self._sink.get_gain(0))
+        with self._named():
+            for channel in range(self._n_tx):
+                self._check_range("gain_db", gain_db, self._sink.get_gain_range(channel), "dB")
+                self._sink.set_gain(gain_db, channel)
+            return float(self._sink.get_gain(0))
 
     def silence(self) -> None:
         """Turn every transmitter down as far as it goes."""
         if self._sink is not None:
-            for channel in range(self._n_tx):
-                self._sink.set_gain(self._sink.get_gain_range(channel).start(), channel)
+            with self._named():
+                for channel in range(self._n_tx):
+                    self._sink.set_gain(self._sink.get_gain_range(channel).start(), channel)
 
     def locks(self) -> dict[str, bool]:
         """Whether references and oscillators are locked, where the device tells."""
+        with self._named():
+            return self._locks()
+
+    def _locks(self) -> dict[str, bool]:
         found = {}
         if self._source is not None:
             for board in range(self._source.get_num_mboards()):
@@ -173,9 +188,12 @@ class UhdRadio(Radio):
 
     def close(self) -> None:
         """Turn the transmitters down and let go of the device."""
-        self.silence()
-        self._settings = None
-        self._source = self._sink = self._wrapped = None
+        try:
+            self.silence()
+        finally:
+            self._settings = None
+            self._source = self._sink = self._wrapped = None
+            self._claims = []
 
     def facts(self) -> dict[str, Any]:
         """Serial numbers, boards, driver and its version."""
@@ -194,6 +212,19 @@ class UhdRadio(Radio):
         return dict(self._events)
 
     # Inside
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Turns what the driver throws into an error that says which device it was."""
+        try:
+            yield
+        except RadioError:
+            raise
+        except RuntimeError as error:
+            raise RadioError(
+                f"{self._args!r} does not do as told: {' '.join(str(error).split())}; see its power and its cable or "
+                "network, then open it again"
+            ) from error
 
     def _configured(self) -> None:
         if self._settings is None:
@@ -370,6 +401,51 @@ def _split(address: str) -> tuple[dict[str, str], str]:
         else:
             rest.append(item)
     return own, ",".join(rest)
+
+
+class _Claim:
+    """One device, held by this process until nothing refers to the claim any more."""
+
+    def __init__(self, name: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        try:
+            self._socket.bind(name)
+        except OSError:
+            self._socket.close()
+            raise
+        weakref.finalize(self, self._socket.close)
+
+
+_CLAIMS: weakref.WeakValueDictionary[str, _Claim] = weakref.WeakValueDictionary()
+
+
+def _claim(args: str) -> list[_Claim]:
+    """Hold the devices that arguments name against other processes of this machine: not every USRP refuses a second
+    host, an N210 lets it take the streams of the first. A process that dies lets go.
+
+    Raises:
+        RadioError: another process has one of them.
+    """
+    # Names that begin with a null byte need no file, but Linux.
+    if sys.platform != "linux":
+        return []
+    claims = []
+    for part in args.split(","):
+        key, _, value = part.partition("=")
+        if key.strip().rstrip("0123456789") not in ("addr", "serial", "resource") or not value.strip():
+            continue
+        name = f"\0semair-usrp-{value.strip()}"[:100]
+        claim = _CLAIMS.get(name)
+        if claim is None:
+            try:
+                claim = _CLAIMS[name] = _Claim(name)
+            except OSError as error:
+                raise RadioError(
+                    f"the USRP {part.strip()!r} is busy: another process of this machine uses it; end that one first "
+                    "(`ss -xa | grep semair-usrp` shows it)"
+                ) from error
+        claims.append(claim)
+    return claims
 
 
 def _whole(own: dict[str, str], key: str, default: int) -> int:

@@ -1,4 +1,8 @@
-"""Figures of faults: whether each is reported by name in time, and leaves a whole recording and nothing hanging."""
+"""Figures of faults: whether each is reported by name in time, and leaves a whole recording and nothing hanging.
+
+Faults that end a run come one per process. Faults that a run survives, or that are met while a radio is opened, come
+many in a row to one process, and what they leave behind is looked at once, at the end.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +27,11 @@ import numpy as np
 from ...captures.verify import verify
 from ...errors import RadioError
 from ...hardware import wire
+from ...hardware.network import NetworkRadio
 from ...hardware.serving import RadioServer
 from ...hardware.virtual.air import VirtualAir
 from ...hardware.virtual.n210 import VirtualN210
-from ..run import run_random_access
+from ..run import make_link, run_random_access
 from ..runfolder import RX_NAME
 from ..scenario import Scenario, load_scenario
 from ._captures_recorder import share_interval
@@ -36,24 +42,47 @@ UNIT = "127.0.2.40"
 _NOBODY = "127.0.2.49"
 _MAIN = "from semair.cli import main; main()".replace("semair", __package__.split(".")[0])
 _START_S = 60.0
+# Of a virtual N210 on its air, where its full gain is 0 dB.
+_LEAST_GAIN_DB = -31.5
 
 Trial = Callable[[Path], tuple[float, str]]
 """Injects a fault once, with a folder of its own; seconds until it was reported, and the report (empty: none)."""
+
+Series = Callable[[Path, int], Generator[tuple[float, str], None, list[str]]]
+"""Injects a fault many times, with a folder for all; yields of each the same, and returns what it left behind."""
 
 
 def measurements(quick: bool) -> list[Measurement]:
     """Measurements of faults; `quick` is done within 15 s."""
     plan = (
-        ("zmq-killed", partial(_lose_server, signal.SIGKILL), "vanished", 1 if quick else 60, 2.5),
-        ("zmq-frozen", partial(_lose_server, signal.SIGSTOP), "vanished", 1 if quick else 30, 4.0),
+        ("zmq-killed", partial(_lose_server, signal.SIGKILL), "vanished", 1 if quick else 40, 2.5),
+        ("zmq-frozen", partial(_lose_server, signal.SIGSTOP), "vanished", 1 if quick else 20, 4.0),
         ("uhd-nobody", _open_nobody, "No devices found", 1 if quick else 20, 2.0),
-        ("uhd-vanished", _lose_unit, "radio vanished", 0 if quick else 30, 8.0),
+        ("uhd-vanished", _lose_unit, "radio vanished", 0 if quick else 20, 8.0),
+    )
+    # Name, what injects, words of the report, how many, and seconds of each.
+    series: tuple[tuple[str, Series, str, int, float], ...] = (
+        ("uhd-overflow", partial(_stream, "rx-overflow", "lost"), "lost", 2 if quick else 40, 0.3),
+        ("uhd-lost-packet", partial(_stream, "rx-lost-packet", "lost"), "lost", 0 if quick else 40, 0.3),
+        ("uhd-underflow", partial(_stream, "tx-underflow", "underflow"), "underflow", 0 if quick else 40, 0.3),
+        ("uhd-late", partial(_stream, "tx-late", "time_error"), "time_error", 0 if quick else 40, 0.3),
+        ("uhd-sequence", partial(_stream, "tx-sequence", "seq_error"), "seq_error", 0 if quick else 40, 0.3),
+        ("uhd-firmware", _open_wrong_firmware, "FPGA compatibility number 11, but got 10", 2 if quick else 30, 0.3),
+        ("uhd-timeout", _time_out, "timed out", 0 if quick else 20, 1.2),
+        ("uhd-busy", _open_busy, "is busy", 0 if quick else 30, 0.2),
+        ("zmq-busy", _open_served, "in use", 3 if quick else 30, 0.1),
+        ("zmq-version", _open_foreign, "version 7 of the protocol", 3 if quick else 20, 0.1),
     )
     garbage = 300 if quick else 5000
     return [
         *(
             Measurement((f"faults/{name}",), partial(inject, name, trial, words, count), cost * count)
             for name, trial, words, count, cost in plan
+            if count
+        ),
+        *(
+            Measurement((f"faults/{name}",), partial(inject_series, name, one, words, count), 2.0 + cost * count)
+            for name, one, words, count, cost in series
             if count
         ),
         Measurement(("faults/zmq-garbage",), partial(disturb, garbage, 1), 3.0 if quick else 30.0),
@@ -71,6 +100,31 @@ def inject(name: str, trial: Trial, words: str, count: int, tell: OnShare) -> It
         times.append(seconds)
         tell((k + 1) / count)
     settings = {"faults": count, "limit_s": LIMIT_S, "longest_s": max(times), "median_s": float(np.median(times))}
+    yield Entry(f"faults/{name}", good / count, share_interval(good, count), "1", 1.0, settings)
+
+
+def inject_series(name: str, series: Series, words: str, count: int, tell: OnShare) -> Iterator[Entry]:
+    """Share of faults in a row that were reported by name within two seconds; 0 where they left anything behind."""
+    outcomes: list[tuple[float, str]] = []
+    with tempfile.TemporaryDirectory(prefix="semair-fault-") as folder:
+        run = series(Path(folder), count)
+        left: list[str] = []
+        while True:
+            try:
+                outcomes.append(next(run))
+            except StopIteration as end:
+                left = list(end.value)
+                break
+            tell(len(outcomes) / count)
+        if not _is_whole(Path(folder) / "run"):
+            left.append("the recording is damaged")
+    good = 0 if left else sum(words in report and seconds <= LIMIT_S for seconds, report in outcomes)
+    times = [seconds for seconds, _ in outcomes]
+    settings: dict[str, Any] = {"faults": count, "limit_s": LIMIT_S}
+    settings |= {"longest_s": max(times), "median_s": float(np.median(times))}
+    others = sorted({report for _, report in outcomes if words not in report})
+    if left or others:
+        settings |= {"left": left, "other_reports": others}
     yield Entry(f"faults/{name}", good / count, share_interval(good, count), "1", 1.0, settings)
 
 
@@ -185,6 +239,202 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
+
+
+# Many in a row
+
+
+class _Client:
+    """A process that answers each line with one of JSON; see `_hardware_fault_client`.
+
+    Args:
+        client: which.
+        given: its arguments.
+    """
+
+    def __init__(self, client: str, given: dict[str, Any]) -> None:
+        command = [sys.executable, "-m", f"{__package__}._hardware_fault_client", client, json.dumps(given)]
+        environment = {**os.environ, "UHD_LOG_CONSOLE_LEVEL": "off", "UHD_LOG_FASTPATH_DISABLE": "1"}
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        )
+        self._said = b""
+        if not self._answer():
+            self.__exit__()
+            raise RadioError(f"the client {client} could not be started with {given}; see `semair doctor`")
+
+    def __enter__(self) -> _Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_START_S)
+        self._process.kill()
+        self._process.wait()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """The answer to a line; empty where none comes."""
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.write(f"{what}\n".encode())
+            self._process.stdin.flush()
+            return self._answer()
+        return {}
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        deadline = time.monotonic() + _START_S
+        while time.monotonic() < deadline:
+            rest = self._said.partition(b"\nRESULT ")[2]
+            line, newline, more = rest.partition(b"\n")
+            if newline:
+                # The line break may begin the next answer.
+                self._said = newline + more
+                return dict(json.loads(line))
+            ready, _, _ = select.select([self._process.stdout], [], [], 0.1)
+            if ready:
+                piece = os.read(self._process.stdout.fileno(), 65536)
+                if not piece:
+                    break
+                self._said += piece
+        return {}
+
+
+def _stream(fault: str, counter: str, folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+    """A USRP shows a fault while it sends bursts and is recorded; both go on, and what was lost is marked."""
+    address = f"type=usrp2,addr={UNIT}"
+    with VirtualN210(VirtualAir(noise_power=1e-8), UNIT) as unit:
+        with _Client("stream", {"address": address, "folder": str(folder / "run")}) as client:
+            deadline = time.monotonic() + _START_S
+            while client.ask("counts").get("recorded", 0) < 100_000 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            for _ in range(count):
+                before = _counted(client.ask("counts"), counter)
+                begin = time.monotonic()
+                unit.inject(fault)
+                after = before
+                while after == before and time.monotonic() < begin + 2 * LIMIT_S:
+                    time.sleep(0.005)
+                    after = _counted(client.ask("counts"), counter)
+                yield time.monotonic() - begin, f"{counter}: {after - before}" if after > before else ""
+            last = client.ask("stop")
+        left = _left_behind(unit)
+        if last.get("failure") or "recorded" not in last:
+            left.append(f"the run ended: {last.get('failure')}")
+        if last.get("lost", 0) < unit.counts["rx_lost_samples"] + unit.counts["injected rx-lost-packet"]:
+            left.append(f"{unit.counts['rx_lost_samples']} samples were lost, the recording tells {last.get('lost')}")
+    return left
+
+
+def _counted(counts: dict[str, Any], prefix: str) -> int:
+    """All counts of a kind: some faults have more than one name, by where they are met."""
+    return sum(n for name, n in counts.items() if name.startswith(prefix))
+
+
+def _open_wrong_firmware(folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+    """A USRP runs an FPGA image that the driver does not know."""
+    with VirtualN210(VirtualAir(noise_power=1e-8), UNIT) as unit:
+        with _Client("settle", {"kind": "uhd", "address": f"type=usrp2,addr={UNIT}"}) as client:
+            unit.inject("wrong-firmware")
+            for _ in range(count):
+                yield _outcome(client.ask("open"))
+            unit.inject("wrong-firmware", 0)
+            mended = client.ask("open")
+        return _left_behind(unit, mended)
+
+
+def _time_out(folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+    """A USRP does not answer while it is set up, and does again."""
+    with VirtualN210(VirtualAir(noise_power=1e-8), UNIT) as unit:
+        with _Client("settle", {"kind": "uhd", "address": f"type=usrp2,addr={UNIT}"}) as client:
+            client.ask("open")
+            mended: dict[str, Any] = {}
+            for _ in range(count):
+                unit.inject("fifo-timeout", 1 << 30)
+                yield _outcome(client.ask("configure"))
+                unit.inject("fifo-timeout", 0)
+                mended = client.ask("configure")
+        return _left_behind(unit, mended)
+
+
+def _open_busy(folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+    """A USRP that another process uses is opened, again and again; that process is not disturbed."""
+    given = {"kind": "uhd", "address": f"type=usrp2,addr={UNIT}"}
+    with VirtualN210(VirtualAir(noise_power=1e-8), UNIT) as unit:
+        with _Client("settle", given) as first, _Client("settle", given) as second:
+            first.ask("open")
+            for _ in range(count):
+                yield _outcome(second.ask("open"))
+            undisturbed = first.ask("configure")
+            first.ask("close")
+            free = second.ask("open")
+        return _left_behind(unit, undisturbed, free)
+
+
+def _open_served(folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+    """A served radio that a client uses is opened by others."""
+    link = make_link(load_scenario("lab"))
+    with RadioServer("loopback") as server:
+        first = NetworkRadio(server.endpoint, link)
+        for _ in range(count):
+            yield _refused(server.endpoint)
+        left = [] if first.set_tx_gain_db is not None and first.facts() else ["the first client was disturbed"]
+        first.close()
+    return left
+
+
+def _open_foreign(folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+    """What answers speaks another version of the protocol."""
+    zmq = wire.zmq()
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as other:
+        other.setsockopt(zmq.LINGER, 0)
+        other.setsockopt(zmq.RCVTIMEO, 100)
+        port = other.bind_to_random_port("tcp://127.0.0.1")
+        stop = threading.Event()
+
+        def serve() -> None:
+            while not stop.is_set():
+                with suppress(zmq.Again):
+                    who, message = other.recv_multipart()
+                    other.send_multipart([who, message[:6] + b"\x07" + message[7:]])
+
+        server = threading.Thread(target=serve)
+        server.start()
+        try:
+            for _ in range(count):
+                yield _refused(f"tcp://127.0.0.1:{port}")
+        finally:
+            stop.set()
+            server.join()
+    return []
+
+
+def _refused(endpoint: str) -> tuple[float, str]:
+    """How a served radio refuses to be opened."""
+    begin = time.monotonic()
+    try:
+        NetworkRadio(endpoint, make_link(load_scenario("lab"))).close()
+    except RadioError as error:
+        return time.monotonic() - begin, str(error)
+    return time.monotonic() - begin, ""
+
+
+def _outcome(answer: dict[str, Any]) -> tuple[float, str]:
+    return float(answer.get("seconds", _START_S)), str(answer.get("error", "no answer"))
+
+
+def _left_behind(unit: VirtualN210, *answers: dict[str, Any]) -> list[str]:
+    """What must not be after the clients are gone: a transmitter that is not turned down, or a radio that is broken."""
+    left = [f"afterwards: {answer.get('error', 'no answer')}" for answer in answers if answer.get("error", "no answer")]
+    gain_db = unit.radio.tx[0].tunings[-1].gain_db
+    if gain_db > _LEAST_GAIN_DB:
+        left.append(f"the transmitter is left at a gain of {gain_db:g} dB")
+    return left
 
 
 def _send_garbage(endpoint: str, count: int, seed: int, stop: threading.Event, sent: list[int]) -> None:

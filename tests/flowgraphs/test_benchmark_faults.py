@@ -58,6 +58,48 @@ def test_a_server_that_dies_and_strangers():
     assert garbage.settings["refused"] > 0
 
 
+def test_one_thing_left_behind_spoils_a_series():
+    def series(folder: Path, count: int, left: list[str]):
+        for _ in range(count):
+            yield 0.1, "is busy"
+        return left
+
+    assert only(faults.inject_series("x", partial(series, left=[]), "busy", 3, ignore)).value == 1.0
+    entry = only(faults.inject_series("x", partial(series, left=["a transmitter"]), "busy", 3, ignore))
+    assert (entry.value, entry.settings["left"]) == (0.0, ["a transmitter"])
+    entry = only(faults.inject_series("x", partial(series, left=[]), "vanished", 3, ignore))
+    assert (entry.value, entry.settings["other_reports"]) == (0.0, ["is busy"])
+
+
+def test_served_radios_refuse_whoever_comes_second_and_whoever_speaks_otherwise():
+    assert only(faults.inject_series("zmq-busy", faults._open_served, "in use", 3, ignore)).value == 1.0
+    foreign = faults.inject_series("zmq-version", faults._open_foreign, "version 7 of the protocol", 3, ignore)
+    assert only(foreign).value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("fault", "counter"),
+    [
+        ("rx-overflow", "lost"),
+        pytest.param("rx-lost-packet", "lost", marks=pytest.mark.slow),
+        pytest.param("tx-underflow", "underflow", marks=pytest.mark.slow),
+        pytest.param("tx-late", "time_error", marks=pytest.mark.slow),
+        pytest.param("tx-sequence", "seq_error", marks=pytest.mark.slow),
+    ],
+)
+def test_a_usrp_goes_on_after_what_it_reports(fault, counter):
+    pytest.importorskip("gnuradio.uhd", reason="gr-uhd is not installed")
+    entry = only(faults.inject_series("x", partial(faults._stream, fault, counter), counter, 2, ignore))
+    assert "left" not in entry.settings, entry.settings
+    assert entry.settings["faults"] == 2
+
+
+def test_a_usrp_with_a_foreign_image_is_named():
+    pytest.importorskip("gnuradio.uhd", reason="gr-uhd is not installed")
+    entry = only(faults.inject_series("x", faults._open_wrong_firmware, "FPGA compatibility number 11", 1, ignore))
+    assert "left" not in entry.settings, entry.settings
+
+
 @pytest.mark.slow
 def test_a_usrp_that_is_unplugged_and_one_that_never_was(tmp_path):
     pytest.importorskip("gnuradio.uhd", reason="gr-uhd is not installed")

@@ -123,3 +123,42 @@ def test_boards_without_common_time_and_too_few_channels_are_refused(units: list
             check=False,
         )
         assert message in done.stdout, done.stdout + done.stderr
+
+
+def settle(address: str) -> subprocess.Popen[str]:
+    """A process that opens, configures and closes a USRP as it is told."""
+    module = "semair.flowgraphs.benchmarks._hardware_fault_client"
+    command = [sys.executable, "-m", module, "settle", json.dumps({"kind": "uhd", "address": address})]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def told(process: subprocess.Popen[str], what: str = "") -> dict:
+    assert process.stdin is not None and process.stdout is not None
+    if what:
+        process.stdin.write(f"{what}\n")
+        process.stdin.flush()
+    for line in process.stdout:
+        if line.startswith("RESULT "):
+            return json.loads(line.removeprefix("RESULT "))
+    return {}
+
+
+def test_busy_and_unresponsive_devices_are_named(units: list[VirtualN210]) -> None:
+    pytest.importorskip("gnuradio.uhd", reason="gr-uhd is not installed")
+    address = f"type=usrp2,addr={FIRST}"
+    with settle(address) as one, settle(address) as other:
+        assert told(one)["ready"] and told(other)["ready"]
+        assert told(one, "open")["error"] == ""
+        assert f"'addr={FIRST}' is busy: another process" in told(other, "open")["error"]
+        units[0].inject("fifo-timeout", 1 << 30)
+        error = told(one, "configure")["error"]
+        units[0].inject("fifo-timeout", 0)
+        assert f"{address!r} does not do as told" in error and "timed out" in error
+        assert told(one, "configure")["error"] == ""
+        assert told(one, "close")["error"] == ""
+        # Whoever closes a device leaves it to others, and so does whoever dies.
+        assert told(other, "open")["error"] == ""
+        other.kill()
+        other.wait()
+        assert told(one, "open")["error"] == ""
+        one.kill()
