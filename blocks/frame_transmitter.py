@@ -22,19 +22,32 @@ class FrameTransmitter(Failsafe, gr.sync_block):
         n_frames: frames to send; negative: without end.
         amplitude: root mean square of the beacon.
         tail_samples: silence after the last frame, so that receivers can finish it.
+        lead_samples: silence before the first frame, so that receivers are there when it comes.
     """
 
     def __init__(
-        self, frame_format: FrameFormat, n_frames: int = -1, amplitude: float = 1.0, tail_samples: int = 0
+        self,
+        frame_format: FrameFormat,
+        n_frames: int = -1,
+        amplitude: float = 1.0,
+        tail_samples: int = 0,
+        lead_samples: int = 0,
     ) -> None:
         gr.sync_block.__init__(self, name="semair frame transmitter", in_sig=None, out_sig=[np.complex64])
         self.frame_format = frame_format
         self.n_frames = n_frames
         self.amplitude = amplitude
-        self._end = n_frames * frame_format.frame_samples + tail_samples if n_frames >= 0 else None
+        self._lead = lead_samples
+        frames = n_frames * frame_format.frame_samples
+        self._end = lead_samples + frames + tail_samples if n_frames >= 0 else None
         self._position = 0
         self._beacon: tuple[int, np.ndarray] = (-1, np.empty(0, np.complex64))
         self.message_port_register_out(pmt.intern("frames"))
+
+    @property
+    def ended(self) -> bool:
+        """Whether everything was handed on."""
+        return self._end is not None and self._position >= self._end
 
     def _waveform(self, frame: int) -> np.ndarray:
         if self._beacon[0] != frame:
@@ -50,10 +63,11 @@ class FrameTransmitter(Failsafe, gr.sync_block):
             return WORK_DONE
         out[:n] = 0
         length = self.frame_format.frame_samples
-        for frame in range(self._position // length, -(-(self._position + n) // length)):
+        begin = self._position - self._lead
+        for frame in range(max(begin // length, 0), -(-(begin + n) // length)):
             if 0 <= self.n_frames <= frame:
                 break
-            offset = frame * length - self._position
+            offset = frame * length - begin
             if offset >= 0:
                 self.add_item_tag(0, self._position + offset, FRAME, pmt.from_long(frame))
                 self.message_port_pub(pmt.intern("frames"), pack({"frame": frame, "start": self._position + offset}))

@@ -11,18 +11,7 @@ from .messages import pack, unpack
 from .runtime import Failsafe, gr, guarded, pmt
 from .waveforms.access import access_burst
 from .waveforms.frame import FrameFormat
-
-
-def draw_active(n_users: int, activity: float, seed: int, frame: int) -> np.ndarray:
-    """Users active in a frame: each on its own with probability `activity`.
-
-    Keyed by seed and frame, so that the draw does not depend on what was drawn before.
-
-    Returns:
-        int, ascending user numbers.
-    """
-    rng = np.random.default_rng([seed, 11, frame])
-    return np.flatnonzero(rng.random(n_users) < activity)
+from .waveforms.user_terminal import draw_active
 
 
 class UserTransmitter(Failsafe, gr.basic_block):
@@ -33,12 +22,17 @@ class UserTransmitter(Failsafe, gr.basic_block):
     waveforms one after another as vector; `start` is the place of the access slot. Message out `truth`: the
     same without samples.
 
+    Where the users are radios of their own, it knows what they send from the frame numbers alone, and puts out the
+    truth only.
+
     Args:
         frame_format: numerology and slots.
         preambles: complex64, (max_preamble_length, users).
         activity: probability that a user is active in a frame.
         preamble_lengths: length sent in frame f is preamble_lengths[f % len(preamble_lengths)].
         seed: of the activity.
+        quiet_frames: frames at the beginning in which nobody sends.
+        with_bursts: put out the bursts, too.
     """
 
     def __init__(
@@ -48,6 +42,8 @@ class UserTransmitter(Failsafe, gr.basic_block):
         activity: float,
         preamble_lengths: Sequence[int],
         seed: int = 0,
+        quiet_frames: int = 0,
+        with_bursts: bool = True,
     ) -> None:
         gr.basic_block.__init__(self, name="semair user transmitter", in_sig=None, out_sig=None)
         if not 0 <= activity <= 1:
@@ -62,6 +58,8 @@ class UserTransmitter(Failsafe, gr.basic_block):
         self.activity = activity
         self.preamble_lengths = tuple(preamble_lengths)
         self.seed = seed
+        self.quiet_frames = quiet_frames
+        self.with_bursts = with_bursts
         self._waveforms: dict[tuple[int, int], np.ndarray] = {}
         for length in self.preamble_lengths:
             frame_format.symbols_of_length(length)
@@ -82,15 +80,19 @@ class UserTransmitter(Failsafe, gr.basic_block):
         fields, _ = unpack(message)
         frame = fields["frame"]
         length = self.preamble_lengths[frame % len(self.preamble_lengths)]
-        users = draw_active(self.preambles.shape[1], self.activity, self.seed, frame)
+        users = np.empty(0, int)
+        if frame >= self.quiet_frames:
+            users = draw_active(self.preambles.shape[1], self.activity, self.seed, frame)
         truth = {
             "frame": frame,
             "start": fields["start"] + self.frame_format.access_start,
             "length": length,
             "users": [int(user) for user in users],
         }
+        self.message_port_pub(pmt.intern("truth"), pack(truth))
+        if not self.with_bursts:
+            return
         samples = [self.waveform(int(user), length) for user in users]
         burst_samples = self.frame_format.symbols_of_length(length) * self.frame_format.symbol_samples
         vector = np.concatenate(samples) if samples else None
-        self.message_port_pub(pmt.intern("truth"), pack(truth))
         self.message_port_pub(pmt.intern("bursts"), pack({**truth, "burst_samples": burst_samples}, vector))

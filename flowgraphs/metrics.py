@@ -50,7 +50,10 @@ def run_metrics(
             "counted_on": int(np.count_nonzero(decisions["counted"])),
         }
         active = unpack_users(sent["active"], scenario.users.n_users)
-        metrics["detection"] = detection(rows, active, scenario)
+        loud = sent["frame"] >= scenario.quiet_frames
+        if scenario.quiet_frames:
+            metrics["frames"]["quiet"] = int(np.count_nonzero(truth["frame"] < scenario.quiet_frames))
+        metrics["detection"] = detection(rows[loud], active[loud], scenario)
         metrics["synchronisation"] = synchronisation(rows, sent, source, scenario)
     return metrics
 

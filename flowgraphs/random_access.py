@@ -23,6 +23,9 @@ from .scenario import Scenario
 _REPLAY_CHUNK_SAMPLES = 262144
 # The largest chunk that the frame synchroniser takes by itself.
 _LIVE_CHUNK_SAMPLES = 65536
+_LEAD_S = 0.5
+# What a radio, its driver and GNU Radio may hold between the transmitter and the air.
+_HELD_SAMPLES = 1 << 19
 
 
 class RandomAccess(gr.top_block):
@@ -73,7 +76,9 @@ class RandomAccess(gr.top_block):
         # A source that is made of several blocks does not tell how far it is.
         heard = self.source if hasattr(self.source, "nitems_written") else rx_sink or self.synchroniser
         count = heard.nitems_written if heard is self.source else heard.nitems_read
-        self._watch = StallWatch(radio, lambda: count(0))
+        self._received = lambda: int(count(0))
+        self._all_sent: int | None = None
+        self._watch = StallWatch(radio, self._received)
 
     def _add_receiver(self, scenario: Scenario, detector: Detector, errors: Sequence[ChainError]) -> None:
         fmt, users = scenario.frame, scenario.users
@@ -102,16 +107,34 @@ class RandomAccess(gr.top_block):
     def _add_transmitters(
         self, scenario: Scenario, n_frames: int, tail_samples: int, tx_sink: SigmfSink | None
     ) -> None:
-        users = scenario.users
-        self.frame_transmitter = FrameTransmitter(scenario.frame, n_frames, scenario.beacon_amplitude, tail_samples)
-        self.user_transmitter = UserTransmitter(
-            scenario.frame, scenario.preambles(), users.activity, users.preamble_lengths, scenario.seed
+        users, can = scenario.users, self.radio.capabilities
+        emulated = can.emulates_users
+        rate = scenario.frame.sample_rate_hz
+        # A radio of its own begins to receive and to transmit when it likes.
+        self.frame_transmitter = FrameTransmitter(
+            scenario.frame,
+            n_frames,
+            scenario.beacon_amplitude if emulated else 10 ** (scenario.radio.tx_level_dbfs / 20),
+            tail_samples,
+            0 if emulated else round(_LEAD_S * rate),
         )
+        self.user_transmitter = UserTransmitter(
+            scenario.frame,
+            scenario.preambles(),
+            users.activity,
+            users.preamble_lengths,
+            scenario.seed,
+            scenario.quiet_frames,
+            with_bursts=emulated,
+        )
+        self._tail_samples = tail_samples + _HELD_SAMPLES
         sink = self.radio.sink()
-        self.nodes += [self.frame_transmitter, self.user_transmitter]
+        self.nodes += [sink, self.frame_transmitter, self.user_transmitter]
         self.connect(self.frame_transmitter, (sink, 0))
+        self.nodes += connect_silence(self, sink, range(1, can.n_tx))
         self.msg_connect((self.frame_transmitter, "frames"), (self.user_transmitter, "frames"))
-        self.msg_connect((self.user_transmitter, "bursts"), (sink, "bursts"))
+        if emulated:
+            self.msg_connect((self.user_transmitter, "bursts"), (sink, "bursts"))
         if tx_sink is not None:
             self.nodes.append(tx_sink)
             self.connect(self.frame_transmitter, tx_sink)
@@ -136,6 +159,18 @@ class RandomAccess(gr.top_block):
             if isinstance(node, Failsafe):
                 node.warm_up()
 
+    def is_over(self, answered: int) -> bool:
+        """Whether a radio whose stream never ends has given all that there is to receive.
+
+        Args:
+            answered: frames decided or dropped so far.
+        """
+        if self.radio.capabilities.emulates_users or not self.frame_transmitter.ended:
+            return False
+        if self._all_sent is None:
+            self._all_sent = self._received()
+        return answered >= self.frame_transmitter.n_frames or self._received() - self._all_sent > self._tail_samples
+
     def failure(self) -> BaseException | None:
         """The first error that a block met, or None."""
         return first_failure(self.nodes) or self._watch.failure()
@@ -152,6 +187,17 @@ def tail_samples(scenario: Scenario, truth: Truth | None = None) -> int:
     held_back = (_REPLAY_CHUNK_SAMPLES if truth is None else _LIVE_CHUNK_SAMPLES) + 2 * 16384
     delay_samples = 0 if truth is None else int(truth.receive_index(0)) + 1
     return delay_samples + 3 * scenario.frame.frame_samples + held_back
+
+
+def connect_silence(top_block: Any, sink: Any, ports: Sequence[int]) -> list[Any]:
+    """Give silence to transmit chains that have nothing to send; returns the blocks that do."""
+    from gnuradio import blocks
+
+    silent = []
+    for port in ports:
+        silent.append(blocks.null_source(gr.sizeof_gr_complex))
+        top_block.connect(silent[-1], (sink, port))
+    return silent
 
 
 def first_failure(nodes: Sequence[Any]) -> BaseException | None:

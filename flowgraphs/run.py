@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -55,6 +55,7 @@ from .runfolder import (
     unpack_users,
 )
 from .scenario import Scenario, parse_scenario, scenario_dict
+from .terminals import Terminals, require_permission_of_base
 
 KEPT_SNAPSHOTS = 2000
 KEPT_CONSTELLATIONS = 64
@@ -82,6 +83,7 @@ class Progress:
 
 
 OnProgress = Callable[[Progress], None]
+Role = Literal["both", "base"]
 
 
 @dataclass(frozen=True)
@@ -154,12 +156,15 @@ def make_radio(scenario: Scenario, recorded: RecordedChannel | None = None) -> R
     return backend(scenario.radio.kind).open(scenario.radio.address, link)
 
 
-def requested_settings(scenario: Scenario) -> Settings:
-    """What a scenario asks of a radio."""
+def requested_settings(scenario: Scenario, radio: Radio | None = None) -> Settings:
+    """What a scenario asks of a radio; gains only where it is known how many chains there are."""
     wanted = scenario.radio
+    n_rx, n_tx = (0, 0) if radio is None else (radio.capabilities.n_rx, radio.capabilities.n_tx)
     return Settings(
         scenario.frame.sample_rate_hz,
         wanted.frequency_hz,
+        rx_gain_db=() if wanted.rx_gain_db is None else (wanted.rx_gain_db,) * n_rx,
+        tx_gain_db=() if wanted.tx_gain_db is None else (wanted.tx_gain_db,) * n_tx,
         clock_source=wanted.clock_source,
         time_source=wanted.time_source,
     )
@@ -300,19 +305,22 @@ def run_random_access(
     on_progress: OnProgress | None = None,
     duration_s: float | None = None,
     size_bytes: float | None = None,
+    role: Role = "both",
 ) -> RunResult:
     """Run the random-access link and leave a run folder.
 
     Args:
         scenario: the experiment.
         folder: to make.
-        n_frames: frames to send; None: 200, or as many as the limits below take.
+        n_frames: frames to send, behind the quiet ones at the beginning; None: 200, or as many as the limits below
+            take.
         record: keep the received and the transmitted samples.
         receive: synchronise and decide; without it the run only records, and a replay decides later.
         overwrite: replace an earlier run in this folder.
         on_progress: called about twenty times a second.
         duration_s: end the run once so much is recorded; None: no limit.
         size_bytes: end it before the received data exceed this; None: no limit.
+        role: "both" runs the scenario's terminals in this process, too; "base" leaves them to others.
 
     Returns:
         Folder, metrics, and whether Ctrl-C ended it.
@@ -327,15 +335,75 @@ def run_random_access(
     detector = make_detector(scenario)
     recorded, replayed = recorded_channel(scenario) if scenario.channel.kind == "recorded" else (None, None)
     radio = make_radio(scenario, recorded)
-    requested = requested_settings(scenario)
+    _check_role(scenario, radio, role)
+    with ExitStack() as opened:
+        # A radio that emulates its air has nothing to let go, and may be asked afterwards.
+        if not radio.waits:
+            opened.callback(radio.close)
+        return _run_over(
+            radio,
+            scenario,
+            folder,
+            detector,
+            opened,
+            replayed=replayed,
+            n_frames=n_frames,
+            record=record,
+            receive=receive,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            duration_s=duration_s,
+            size_bytes=size_bytes,
+            with_terminals=role == "both" and bool(scenario.terminals),
+        )
+
+
+def _check_role(scenario: Scenario, radio: Radio, role: Role) -> None:
+    if radio.capabilities.emulates_users and scenario.terminals:
+        raise ScenarioError(
+            f"radio {radio.kind} emulates the users, but the scenario has terminals; leave one of them out"
+        )
+    can = radio.capabilities
+    if role == "both" and can.n_tx and not (can.emulates_users or scenario.terminals):
+        raise ScenarioError(
+            f"nobody would answer the beacon: radio {radio.kind} emulates no users, and the scenario has no terminals; "
+            "list them as [[terminals]] with kind and address, or run the base station alone with --role base"
+        )
+
+
+def _run_over(
+    radio: Radio,
+    scenario: Scenario,
+    folder: Path,
+    detector: Detector,
+    opened: ExitStack,
+    *,
+    replayed: dict[str, Any] | None,
+    n_frames: int | None,
+    record: bool,
+    receive: bool,
+    overwrite: bool,
+    on_progress: OnProgress | None,
+    duration_s: float | None,
+    size_bytes: float | None,
+    with_terminals: bool,
+) -> RunResult:
+    """See `run_random_access`; what is opened beside the radio is closed with `opened`."""
+    requested = requested_settings(scenario, radio)
     actual = radio.configure(requested)
     max_samples = sample_limit(radio, actual, duration_s, size_bytes)
-    if n_frames is None:
-        n_frames = 200 if max_samples is None else max_samples // scenario.frame.frame_samples + 2
+    if n_frames is None and max_samples is not None:
+        n_frames = max_samples // scenario.frame.frame_samples + 2
+    else:
+        n_frames = (n_frames or 200) + scenario.quiet_frames
     truth = radio.truth()
     arrival = truth.receive_index if truth else _unknown_arrival
     calibration = calibration_of(scenario, radio, actual)
+    require_permission_of_base(scenario, radio, actual, n_frames)
     run_folder = RunFolder(folder)
+    terminals = None
+    if with_terminals:
+        terminals = opened.enter_context(Terminals(scenario, run_folder, n_frames * scenario.frame.frame_s))
     run_folder.create(overwrite)
     if calibration is not None:
         calibration.write(run_folder.calibration)
@@ -348,6 +416,7 @@ def run_random_access(
         "detector_facts": detector.describe(),
         "calibration": _calibration_facts(calibration, scenario),
         "frames": n_frames,
+        "quiet_frames": scenario.quiet_frames,
         "radio": {
             "kind": radio.kind,
             "requested": requested.as_dict(),
@@ -359,6 +428,8 @@ def run_random_access(
     }
     if replayed is not None:
         run["channel_replay"] = replayed
+    if terminals is not None:
+        run["terminals"] = terminals.facts()
     run_folder.write_json(run_folder.run_json, run)
     with ExitStack() as stack:
         logs = _Logs(run_folder, scenario, stack, arrival)
@@ -384,17 +455,28 @@ def run_random_access(
             errors=_errors(calibration, scenario, None),
         )
         flowgraph.warm_up()
+        if terminals is not None:
+            terminals.start()
+
+        def failure() -> BaseException | None:
+            return flowgraph.failure() or (terminals.failure() if terminals is not None else None)
+
+        def ended() -> bool:
+            if max_samples is not None and recorded_samples(sinks[0]) >= max_samples:
+                return True
+            return flowgraph.is_over(logs.progress.decided + logs.progress.dropped)
+
         begin = time.monotonic()
         try:
             interrupted = execute(
-                flowgraph,
-                flowgraph.failure,
-                (lambda: on_progress(logs.progress)) if on_progress else None,
-                (lambda: recorded_samples(sinks[0]) >= max_samples) if max_samples is not None else None,
+                flowgraph, failure, (lambda: on_progress(logs.progress)) if on_progress else None, ended
             )
         finally:
             wall_s = time.monotonic() - begin
             logs.finish()
+    reports = None if terminals is None else terminals.report()
+    if terminals is not None:
+        terminals.stop()
     if record and run_folder.recording.is_file():
         common = common_fields(radio, scenario)
         if not radio.capabilities.has_hw_time:
@@ -411,6 +493,8 @@ def run_random_access(
     metrics = run_metrics(run_folder, scenario, counts)
     if replayed is not None:
         metrics |= {"kind": "channel-replay", "channel_replay": replayed}
+    if reports is not None:
+        metrics["terminals"] = reports
     run_folder.write_json(run_folder.metrics, metrics)
     return RunResult(run_folder, metrics, interrupted)
 

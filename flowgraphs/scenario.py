@@ -7,9 +7,10 @@ can be overridden on the command line as `section.field=value`.
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from pydantic import (
@@ -31,6 +32,7 @@ from ..models.channels import ChannelConfig, checked_array_shape
 from ..models.uad.preambles import qpsk_preambles
 
 SHIPPED = Path(__file__).parent / "scenarios"
+_SETTLE_S = 1.5
 
 
 class _Section(BaseModel):
@@ -51,6 +53,11 @@ class Users(_Section):
     power_spread_db: float = Field(
         0.0, ge=0, le=30, description="received powers of users lie uniformly within plus or minus this"
     )
+    quiet_frames: int | None = Field(
+        None,
+        ge=0,
+        description="frames at the beginning in which nobody sends; default 0, with terminals 1.5 s to find the beacon",
+    )
 
 
 class Link(_Section):
@@ -69,11 +76,38 @@ class RadioSection(_Section):
     n_antennas: int = Field(4, ge=1, le=256, description="receive antennas of the base station")
     clock_source: str = Field("internal", description="of the sample clock: internal, external, gpsdo, mimo")
     time_source: str = Field("none", description="of the radio's time: none, external, gpsdo, mimo")
+    rx_gain_db: float | None = Field(None, description="of all receive chains; default: the radio's own")
+    tx_gain_db: float | None = Field(None, description="of all transmit chains; default: the least")
+    tx_level_dbfs: float = Field(
+        -15.0, ge=-80, le=-12, description="mean power of the beacon, on radios with an air of their own"
+    )
     losses: tuple[tuple[NonNegativeInt, PositiveInt], ...] = Field(
         (), description="loopback only: [sample, count] pairs of samples that vanish, as in an overflow"
     )
     calibration: Path | None = Field(None, description="file of `semair calibrate` by which chains are corrected")
     calibration_parts: tuple[Part, ...] = Field(PARTS, min_length=1, description="what of it is corrected")
+
+
+class Terminal(_Section):
+    """A radio that stands for users: it hears the beacon and sends their preambles."""
+
+    kind: str = Field(description="backend, see `semair radios`")
+    address: str = Field(description="which radio of this kind, see `semair radios`")
+    users: tuple[NonNegativeInt, ...] | None = Field(
+        None, description="numbers of its users; default: an equal share, in order"
+    )
+    tx_gain_db: float | None = Field(None, description="transmit gain; default: the least")
+    rx_gain_db: float | None = Field(None, description="receive gain; default: the radio's own")
+    level_dbfs: float = Field(-30.0, ge=-80, le=-12, description="mean power of one user's burst")
+    fading: Literal["none", "rayleigh"] = Field(
+        "none", description="rayleigh: each user has a channel of its own before the one that all of a radio share"
+    )
+    lead_s: float = Field(0.25, ge=0.02, le=5, description="how far ahead bursts are handed to the radio")
+    turnaround_samples: float = Field(
+        0.0, ge=-1e6, le=1e6, description="by which a radio with hardware time hears itself later than its clock says"
+    )
+    clock_source: str = Field("internal", description="of the sample clock: internal, external, gpsdo, mimo")
+    time_source: str = Field("none", description="of the radio's time: none, external, gpsdo, mimo")
 
 
 class Sync(_Section):
@@ -128,6 +162,9 @@ class Scenario(_Section):
     impairments: Impairments = Impairments()
     sync: Sync = Sync()
     detector: DetectorSection = DetectorSection()
+    terminals: tuple[Terminal, ...] = Field(
+        (), description="radios of the users; none where the base station's radio emulates them"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -175,7 +212,41 @@ class Scenario(_Section):
                     checked_array_shape(channel.array_shape, self.radio.n_antennas)
                 except ValueError as error:
                     raise ValueError(f"{name}.array_shape: {error}") from error
+        if self.terminals:
+            self._check_terminals()
         return self
+
+    def _check_terminals(self) -> None:
+        if self.radio.kind == "loopback":
+            raise ValueError(
+                "terminals with radio.kind='loopback': its air has emulated users only; choose another radio, or leave "
+                "terminals out"
+            )
+        places = [(terminal.kind, terminal.address) for terminal in self.terminals]
+        if len(set(places)) < len(places) or (self.radio.kind, self.radio.address) in places:
+            raise ValueError("terminals: two of them, or one and the base station, are the same radio")
+        if len({terminal.users is None for terminal in self.terminals}) > 1:
+            raise ValueError("terminals: give users to all of them, or to none")
+        users = sorted(user for k in range(len(self.terminals)) for user in self.terminal_users(k))
+        if users != list(range(self.users.n_users)):
+            raise ValueError(
+                f"terminals: each of users 0 to {self.users.n_users - 1} must belong to one terminal; given: {users}"
+            )
+
+    def terminal_users(self, terminal: int) -> tuple[int, ...]:
+        """Numbers of the users that a terminal stands for."""
+        given = self.terminals[terminal].users
+        if given is not None:
+            return given
+        shares = np.array_split(np.arange(self.users.n_users), len(self.terminals))
+        return tuple(int(user) for user in shares[terminal])
+
+    @property
+    def quiet_frames(self) -> int:
+        """Frames at the beginning in which nobody sends."""
+        if self.users.quiet_frames is not None:
+            return self.users.quiet_frames
+        return math.ceil(_SETTLE_S / self.frame.frame_s) if self.terminals else 0
 
     @property
     def n_snapshots(self) -> int:
@@ -294,5 +365,6 @@ def _explain(detail: Any) -> str:
 def _fields_at(location: tuple[Any, ...]) -> list[str]:
     model: Any = Scenario
     for part in location:
-        model = model.model_fields[part].annotation
+        # A number is a place in a tuple of tables.
+        model = get_args(model)[0] if isinstance(part, int) else model.model_fields[part].annotation
     return list(model.model_fields)

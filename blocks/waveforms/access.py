@@ -50,6 +50,29 @@ def access_burst(frame_format: FrameFormat, preamble: np.ndarray) -> np.ndarray:
     return modulate(grid, fmt.cp_samples)
 
 
+def access_mix(frame_format: FrameFormat, preambles: np.ndarray, gains: np.ndarray) -> np.ndarray:
+    """What several users together send from `access_start` on, each with gains of its own.
+
+    Args:
+        frame_format: numerology and slots.
+        preambles: complex, (Lp, users), the first Lp symbols of each user's preamble.
+        gains: complex, (users, n_groups), on each group of subcarriers.
+
+    Returns:
+        complex64, (symbols_of_length(Lp) * symbol_samples,); with gains of 1 the sum of the users' `access_burst`.
+
+    Raises:
+        ValueError: the preambles are longer than the slot.
+    """
+    fmt = frame_format
+    n_symbols = fmt.symbols_of_length(len(preambles))
+    cells = np.zeros((n_symbols * fmt.group_width, fmt.n_groups), complex)
+    cells[: len(preambles)] = preambles @ (gains * _group_phases(fmt))
+    grid = np.zeros((n_symbols, fmt.n_fft), complex)
+    grid[:, fmt.access_subcarriers] = cells.reshape(n_symbols, fmt.group_width, fmt.n_groups).transpose(0, 2, 1)
+    return modulate(grid, fmt.cp_samples)
+
+
 @lru_cache(maxsize=16)
 def _access_bins(fmt: FrameFormat) -> np.ndarray:
     """The slot's subcarriers in order of symbol, then group; int64, (group_width * n_groups,)."""

@@ -251,7 +251,8 @@ class VirtualAir:
         self.rx_chains: list[RxChain] = []
         self._paths: dict[tuple[int, int], np.ndarray] = {}
         self._model: ChannelConfig | None = None
-        self._drawn: dict[tuple[int, int, float], np.ndarray] = {}
+        self._redraw_s: float | None = None
+        self._drawn: dict[tuple[int, int, float, int], np.ndarray] = {}
         self._filters: dict[tuple[float, float], np.ndarray] = {}
         self._phases = np.random.default_rng([seed, 1])
         _compile()
@@ -304,36 +305,44 @@ class VirtualAir:
             for tx in self.tx_chains:
                 self.set_path(rx, tx, h[rx.position, tx.position])
 
-    def draw_channel(self, config: ChannelConfig | None) -> None:
+    def draw_channel(self, config: ChannelConfig | None, redraw_s: float | None = None) -> None:
         """Draw the paths that were not set otherwise from the statistics of a channel model, scaled by `path_gain_db`.
 
         The receive chains of one radio are one array. Doppler is left out: paths stand still.
 
         Args:
             config: the channel; None for a plain gain again.
+            redraw_s: other paths are drawn after so long, over and over; None: the first ones hold.
         """
         with self._lock:
             self._model = config
+            self._redraw_s = redraw_s if config is not None else None
             self._drawn.clear()
 
-    def path(self, rx: RxChain, tx: TxChain) -> np.ndarray:
-        """Impulse response between two ports at the receiver's rate, (taps,) complex64; empty where there is none."""
+    def path(self, rx: RxChain, tx: TxChain, draw: int = 0) -> np.ndarray:
+        """Impulse response between two ports at the receiver's rate, (taps,) complex64; empty where there is none.
+
+        Args:
+            rx: receiver's port.
+            tx: transmitter's port.
+            draw: number of the draw, where paths are drawn over and over.
+        """
         found = self._paths.get((rx.position, tx.position))
         if found is None:
-            key = (rx.position, tx.position, rx.rate_hz)
+            key = (rx.position, tx.position, rx.rate_hz, draw)
             if key not in self._drawn:
                 if len(self._drawn) > 4096:
                     self._drawn.clear()
-                self._draw_paths(rx.radio, tx, rx.rate_hz)
+                self._draw_paths(rx.radio, tx, rx.rate_hz, draw)
             found = self._drawn[key]
         return found
 
-    def _draw_paths(self, radio: AirRadio, tx: TxChain, rate_hz: float) -> None:
+    def _draw_paths(self, radio: AirRadio, tx: TxChain, rate_hz: float, draw: int) -> None:
         """Draw what an array hears of a transmitter: the same rays at every rate."""
         gain = 10 ** (self.path_gain_db / 20)
         h = np.full((len(radio.rx), 1), gain, dtype=np.complex128)
         if self._model is not None:
-            rng = np.random.default_rng([self.seed, 2, radio.rx[0].position, tx.position])
+            rng = np.random.default_rng([self.seed, 2, radio.rx[0].position, tx.position, *([draw] if draw else [])])
             paths = draw_paths(self._model, len(radio.rx), rng)
             lead = _SINC_TAPS if self._model.delay_spread_s else 0
             at = np.arange(-lead, math.ceil(self._model.max_delay_s * rate_hz) + lead + 1)
@@ -344,7 +353,7 @@ class VirtualAir:
             strong = np.flatnonzero(np.sum(np.abs(h) ** 2, axis=0) > 1e-6 * np.sum(np.abs(h) ** 2))
             h = h[:, : strong[-1] + 1]
         for row, chain in zip(h, radio.rx, strict=True):
-            self._drawn[chain.position, tx.position, rate_hz] = row.astype(np.complex64)
+            self._drawn[chain.position, tx.position, rate_hz, draw] = row.astype(np.complex64)
 
     # Settings of chains
 
@@ -448,15 +457,29 @@ class VirtualAir:
             (n,) complex64, full scale 1, neither rounded nor clipped.
         """
         with self._lock:
-            senders = [
-                (tx, taps)
-                for tx in self.tx_chains
-                if tx.rate_hz == chain.rate_hz and (taps := self.path(chain, tx)).size
-            ]
-            cuts = chain.pieces(start_index, start_index + n)
-            edges = [start_index, *cuts, start_index + n]
-        parts = [self._receive(chain, senders, a, b) for a, b in pairwise(edges)]
+            draws = self._draws(chain, start_index, start_index + n)
+            senders = {
+                draw: [
+                    (tx, taps)
+                    for tx in self.tx_chains
+                    if tx.rate_hz == chain.rate_hz and (taps := self.path(chain, tx, draw)).size
+                ]
+                for _, draw in draws
+            }
+            cuts = {start_index, start_index + n, *chain.pieces(start_index, start_index + n)}
+            edges = sorted(cuts.union(at for at, _ in draws))
+        parts = []
+        for a, b in pairwise(edges):
+            draw = next(draw for at, draw in reversed(draws) if at <= a)
+            parts.append(self._receive(chain, senders[draw], a, b))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def _draws(self, chain: RxChain, start: int, stop: int) -> list[tuple[int, int]]:
+        """Which draws of the paths hold at indices [start, stop): where each begins, and its number."""
+        if self._redraw_s is None:
+            return [(start, 0)]
+        step = max(round(self._redraw_s * chain.rate_hz), 1)
+        return [(max(start, number * step), number) for number in range(start // step, -(-stop // step))]
 
     def _receive(self, chain: RxChain, senders: list[tuple[TxChain, np.ndarray]], start: int, stop: int) -> np.ndarray:
         """Receive over an interval in which the receiver's own state does not change."""

@@ -30,16 +30,23 @@ class Clock(ABC):
 
 
 class RealTimeClock(Clock):
-    """The machine's monotonic clock."""
+    """The machine's monotonic clock, or a slower one for machines that cannot compute the air in time.
 
-    def __init__(self) -> None:
+    Args:
+        speed: seconds that pass here per second of the machine.
+    """
+
+    def __init__(self, speed: float = 1.0) -> None:
+        if not speed > 0:
+            raise ValueError(f"speed={speed} must be positive")
         self._start_s = time.monotonic()
+        self._speed = speed
 
     def now_s(self) -> float:
-        return time.monotonic() - self._start_s
+        return (time.monotonic() - self._start_s) * self._speed
 
     def reach(self, time_s: float, radio: str = "", drives: bool = False, timeout_s: float = 0.1) -> bool:
-        ahead_s = time_s - self.now_s()
+        ahead_s = (time_s - self.now_s()) / self._speed
         if ahead_s > 0:
             time.sleep(min(ahead_s, timeout_s))
         return ahead_s <= timeout_s
