@@ -124,7 +124,8 @@ class ReplayRadio(Radio):
             frequency = segment.frequency_hz
             if self._any_frequency or frequency is None:
                 continue
-            if not abs(frequency - requested.frequency_hz) <= 1.0:
+            # Synthesisers have steps of some hertz.
+            if not abs(frequency - requested.frequency_hz) <= max(1.0, 5e-9 * requested.frequency_hz):
                 raise RadioError(
                     f"{self.recording.name}: core:frequency is {frequency:.12g} from sample {segment.sample_start} on, "
                     f"the scenario asks for {requested.frequency_hz:.12g}; replay it with the scenario it was "

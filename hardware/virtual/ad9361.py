@@ -39,6 +39,8 @@ _AGC_MODES = ("manual", "fast_attack", "slow_attack", "hybrid")
 _ENSM_MODES = ("sleep", "wait", "alert", "fdd", "pinctrl", "pinctrl_fdd_indep")
 _RX_PORTS = ("A_BALANCED", "B_BALANCED", "C_BALANCED", "A_N", "A_P", "B_N", "B_P", "C_N", "C_P", "TX_MONITOR1")
 _STATUS = 0x80000088
+# Product and revision; locks of the baseband, receive and transmit oscillators.
+_CHIP_REGISTERS = {0x037: 0x0A, 0x05E: 0x80, 0x247: 0x02, 0x287: 0x02}
 # Kernel memory for buffers, as the drivers' allocator bounds it.
 _MAX_QUEUE_SAMPLES = 1 << 24
 _AGC_TARGET = 0.25
@@ -595,7 +597,7 @@ class VirtualAd9361:
         device.debug = {
             "bist_prbs": self._cell(lambda: self.bist_prbs, self._set_bist_prbs),
             "bist_tone": self._cell(lambda: " ".join(map(str, (*self.bist_tone, 0))), self._set_bist_tone),
-            "direct_reg_access": self._register(PHY, {0x037: 0x0A}),
+            "direct_reg_access": self._register(PHY, dict(_CHIP_REGISTERS)),
             "initialize": Cell(None, self._cell(None, lambda text: self._initialize(text)).write),
             "loopback": self._cell(lambda: self.loopback, self._set_loopback),
         }
