@@ -218,7 +218,7 @@ class IioRadio(Radio):
             "driver": f"libiio {'.'.join(str(part) for part in self._iio.version[:2])}",
             "uri": self._uri,
             "board": attributes.get("hw_model", ""),
-            "firmware": attributes.get("fw_version", ""),
+            "firmware_version": attributes.get("fw_version", ""),
             "chip": attributes.get("ad9361-phy,model", ""),
         }
         if self._rx.gone.is_set():
@@ -501,7 +501,7 @@ def _open_context(iio: Any, uri: str) -> Any:
 def _scan(iio: Any) -> list[RadioInfo]:
     """AD936x that announce themselves."""
     found = []
-    for uri, description in iio.scan_contexts().items():
+    for uri, description in _announced(iio).items():
         facts = {"description": description}
         try:
             context = iio.Context(uri)
@@ -516,6 +516,28 @@ def _scan(iio: Any) -> list[RadioInfo]:
                 continue
             name = f"{description}, in use"
         found.append(RadioInfo(IioRadio.kind, uri, f"{name}, through libiio", facts))
+    return found
+
+
+def _announced(iio: Any) -> dict[str, str]:
+    """Descriptions of contexts by address. One way of looking that fails takes no other away: that over the network
+    needs a daemon that many machines do not have."""
+    found: dict[str, str] = {}
+    for way in (b"usb", b"local", b"ip"):
+        infos = iio._POINTER(iio._ContextInfoPtr)()
+        try:
+            scan = iio._create_scan_context(way, 0)
+        except OSError:
+            continue
+        try:
+            for index in range(iio._get_context_info_list(scan, iio._byref(infos))):
+                uri, text = iio._context_info_get_uri(infos[index]), iio._context_info_get_description(infos[index])
+                found[uri.decode()] = text.decode(errors="replace")
+            iio._context_info_list_free(infos)
+        except OSError:
+            continue
+        finally:
+            iio._destroy_scan_context(scan)
     return found
 
 

@@ -51,7 +51,9 @@ class RateTrial:
     @property
     def clean(self) -> bool:
         """Whether nothing was lost, as far as the radio tells."""
-        return not self.problem and not self.lost and self.received >= _SHARE * self.rate_hz * self.seconds
+        # Some radios tell that samples were lost, but not how many.
+        lost = self.lost or self.counts.get("overflows")
+        return not self.problem and not lost and self.received >= _SHARE * self.rate_hz * self.seconds
 
 
 def listen(kind: str, address: str, rates_hz: list[float], frequency_hz: float, n_rx: int, seconds: float) -> Any:

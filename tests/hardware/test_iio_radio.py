@@ -95,7 +95,7 @@ def test_radios_that_announce_themselves_are_listed(
 ) -> None:
     other = IiodServer(Context("thermometer", {}, [Device("iio:device0", "xadc")]), port=0)
     announced = {pluto.uri: "a board", other.uri: "a thermometer", "ip:127.0.0.1:1": "switched off"}
-    monkeypatch.setattr(iio, "scan_contexts", lambda: dict(announced))
+    monkeypatch.setattr("semair.hardware.iio._announced", lambda iio: dict(announced))
     try:
         (found,) = IioRadio.find()
         assert (found.kind, found.address) == ("iio", pluto.uri)
@@ -114,6 +114,11 @@ def test_radios_that_announce_themselves_are_listed(
             IioRadio(other.uri, 1)
     finally:
         other.close()
+
+
+def test_nothing_is_announced_where_nothing_is() -> None:
+    # Libraries look on USB, on this machine and in the network, which may have nobody to ask.
+    assert all(info.kind == "iio" for info in IioRadio.find())
 
 
 @pytest.mark.parametrize(
