@@ -17,9 +17,12 @@ from .waveforms.user_terminal import BeaconTracker, TerminalUsers
 
 _IDLE_S = 2e-3
 _AGREE_SAMPLES = 1.0
-_SOUNDING_PATIENCE_S = 2.0
-_MOST_UNHEARD = 3
-_NEXT_SAMPLES = 256
+# Soundings on their way through radio and buffers; and how many must agree.
+_SOUNDING_PATIENCE_S = 3.0
+_AGREEING = 3
+_MOST_DOUBTS = 2
+# Distances of soundings vary, so that an echo of the wrong one agrees with no other.
+_SPACING_S = (0.05, 0.15)
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class UserTerminal(Failsafe, gr.sync_block):
 
     - With a clock (`sounding` None): the stream holds bursts alone, each tagged `tx_sob`, `tx_time` and `tx_eob`.
     - Without: the stream never pauses. How much later than the transmitted stream the received one counts is learnt by
-      hearing oneself: soundings are sent until two agree, and one now and then behind the slots of a frame tells
+      hearing oneself: soundings are sent until three agree, and one now and then behind the slots of a frame tells
       whether it still holds.
 
     Nothing is sent before the beacon was heard some times in a row, nor, without a clock, before the delay is known.
@@ -95,8 +98,11 @@ class UserTerminal(Failsafe, gr.sync_block):
         self._queue: deque[_Burst] = deque()
         self._begun = 0
         self._pending: int | None = None
-        self._candidate: float | None = None
-        self._unheard = 0
+        self._sounded: deque[int] = deque(maxlen=64)
+        self._echoes: deque[float] = deque(maxlen=64)
+        self._doubts = 0
+        self._next_sounding = 0
+        self._spacing = np.random.default_rng(1)
         self._checked = 0
         # A sounding behind the slots needs room before the next frame.
         room = fmt.frame_samples - fmt.used_samples - 2 * fmt.guard_samples
@@ -135,25 +141,49 @@ class UserTerminal(Failsafe, gr.sync_block):
     def handle_preamble(self, message: Any) -> None:
         """Hear oneself."""
         fields, _ = unpack(message)
-        if self._pending is None:
+        heard = fields["start"] + fields["fraction"]
+        if self.turnaround_samples is None:
+            self._echoes.append(heard)
+            self._align()
             return
-        found = fields["start"] + fields["fraction"] - self._pending
+        due = [place for place in self._sounded if abs(heard - place - self.turnaround_samples) <= _AGREE_SAMPLES]
+        if not due:
+            self._doubt()
+        elif due[-1] == self._pending:
+            self._pending = None
+            self._doubts = 0
+
+    def _align(self) -> None:
+        """Take the delay on which most echoes agree."""
+        apart = np.subtract.outer(np.array(self._echoes), np.array(self._sounded)).ravel()
+        agree = np.abs(apart[:, None] - apart) <= _AGREE_SAMPLES / 2
+        best = int(np.argmax(agree.sum(axis=1)))
+        if agree[best].sum() < _AGREEING:
+            return
+        self.turnaround_samples = float(apart[agree[best]].mean())
+        self._echoes.clear()
+        if not self._begun:
+            # A sounding that waits would stand in the way of bursts.
+            self._queue.clear()
+        self._checked = self.tracker.frame
+        self._tell("aligned", self.tracker.frame)
+        self._plan()
+
+    def _doubt(self) -> None:
+        """A sounding was not heard where it should be; more than one of them mean that the delay has changed."""
         self._pending = None
-        if self.turnaround_samples is not None:
-            self._unheard = 0
-            if abs(found - self.turnaround_samples) > _AGREE_SAMPLES:
-                self._begin_anew("realigned", self.tracker.frame)
-                self._forget_turnaround()
-        elif self._candidate is not None and abs(found - self._candidate) <= _AGREE_SAMPLES:
-            self.turnaround_samples = (found + self._candidate) / 2
-            self._tell("aligned", self.tracker.frame)
-        else:
-            self._candidate = found
+        self._doubts += 1
+        if self._doubts >= _MOST_DOUBTS:
+            self._begin_anew("realigned", self.tracker.frame)
+            self._forget_turnaround()
 
     def _forget_turnaround(self) -> None:
         if not self.is_timed:
-            self.turnaround_samples = self._candidate = self._pending = None
-            self._unheard = 0
+            self.turnaround_samples = self._pending = None
+            self._doubts = 0
+            self._echoes.clear()
+            self._sounded.clear()
+            self._next_sounding = self._position
 
     def _begin_anew(self, why: str, frame: int) -> None:
         """Drop what is planned; a burst that has begun goes on."""
@@ -219,6 +249,7 @@ class UserTerminal(Failsafe, gr.sync_block):
         fmt = self.frame_format
         self._checked = frame
         self._pending = round(start + fmt.used_samples + fmt.guard_samples - self.turnaround_samples)
+        self._sounded.append(self._pending)
         self._queue.append(_Burst(self._pending, self._sounding))
 
     @guarded
@@ -268,17 +299,12 @@ class UserTerminal(Failsafe, gr.sync_block):
         return n
 
     def _sound(self) -> None:
-        """Send a sounding where the delay is not known; give up waiting for one that nobody heard."""
+        """Send soundings where the delay is not known; give up waiting for one that nobody heard."""
         assert self._sounding is not None
-        patience = int(_SOUNDING_PATIENCE_S * self.frame_format.sample_rate_hz)
-        if self._pending is not None and self._position > self._pending + patience:
-            self._pending = None
-            self._unheard += 1
-            if self.turnaround_samples is None:
-                self._tell("sounding_unheard", self.tracker.frame)
-            elif self._unheard >= _MOST_UNHEARD:
-                self._begin_anew("realigned", self.tracker.frame)
-                self._forget_turnaround()
-        if self.turnaround_samples is None and self._pending is None and not self._queue:
-            self._pending = self._position + _NEXT_SAMPLES
-            self._queue.append(_Burst(self._pending, self._sounding))
+        rate = self.frame_format.sample_rate_hz
+        if self._pending is not None and self._position > self._pending + _SOUNDING_PATIENCE_S * rate:
+            self._doubt()
+        if self.turnaround_samples is None and self._position >= self._next_sounding and not self._queue:
+            self._next_sounding = self._position + round(self._spacing.uniform(*_SPACING_S) * rate)
+            self._sounded.append(self._next_sounding)
+            self._queue.append(_Burst(self._next_sounding, self._sounding))
