@@ -353,7 +353,8 @@ def _with_detector(settings: list[str] | None, detector: str | None, option: lis
 @app.command(
     epilog="Examples: semair transmit runs/demo/tx-beacon.sigmf-meta --radio loopback --frequency 3.5e9 --gain -20 "
     "--level -15 | semair transmit runs/demo/tx-beacon.sigmf-meta --radio loopback --frequency 3.5e9 --gain -20 "
-    "--level -15 --really CODE"
+    "--level -15 --really CODE | semair transmit runs/demo/tx-beacon.sigmf-meta --radio usrp:addr=192.168.10.2 "
+    "--frequency 2.45e9 --gain 10 --level -20 --in 3"
 )
 def transmit(
     recording: Annotated[Path, typer.Argument(help="A waveform that a run here recorded of what it sent (tx-...).")],
@@ -368,6 +369,16 @@ def transmit(
     frame: Annotated[int | None, typer.Option(help="Send whole frames of this many samples only.")] = None,
     frame_start: Annotated[int, typer.Option(help="Sample at which a frame begins.")] = 0,
     duration: Annotated[float | None, typer.Option(help="End after so many seconds.")] = None,
+    at: Annotated[
+        float | None,
+        typer.Option(
+            help="Begin exactly at this time of the radio, s, on radios that obey times (uhd), where it is 0 when the "
+            "radio is set up."
+        ),
+    ] = None,
+    delay: Annotated[
+        float | None, typer.Option("--in", help="Begin exactly so many seconds after the radio was set up.")
+    ] = None,
     site: Annotated[
         Path | None,
         typer.Option(help="What is permitted here; default ./semair-site.toml or ~/.config/semair/site.toml."),
@@ -401,6 +412,8 @@ def transmit(
         frame_samples=frame,
         frame_start=frame_start,
         duration_s=duration,
+        at_s=at,
+        in_s=delay,
     )
     with share_progress("planning", quiet=as_json) as on_progress:
         on_progress("checking the recording", 0.0)
@@ -428,6 +441,8 @@ def transmit(
         print(json.dumps({"sent": True, "plan": plan.as_dict(), **vars(sent), "log": str(place)}))
     else:
         say(f"sent        {sent.samples} samples in {sent.seconds:.2f} s, silence included; see {place}")
+        if sent.at_s is not None:
+            say(f"began       at {sent.at_s:.9f} s of the radio's time")
         for name, count in sent.counts.items():
             say(f"            {name.replace('_', ' ')} {count}")
     if sent.interrupted:
@@ -463,6 +478,9 @@ def _show_plan(plan: sender.Plan, site_file: Path | None) -> None:
     table.add_row("level", f"mean {emission.level_dbfs:.1f} dBFS, peak {emission.peak:.3f} of full scale")
     if plan.gains_db:
         table.add_row("gain", " ".join(f"{gain:g}" for gain in plan.gains_db) + " dB")
+    if request.timed:
+        when = f"at {request.at_s:g} s of" if request.at_s is not None else f"{request.in_s:g} s from now by"
+        table.add_row("begins", f"{when} the radio's time")
     table.add_row("path", judged.path)
     if judged.power_dbm is not None:
         table.add_row("power", f"{judged.power_dbm:.1f} dBm at the port")

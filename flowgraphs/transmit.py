@@ -7,18 +7,20 @@ import hashlib
 import json
 import math
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..blocks.playback import Playback, PlayOptions
-from ..blocks.runtime import Failsafe, gr
+from ..blocks.runtime import Failsafe, gr, guarded, pmt
 from ..blocks.sigmf_source import SigmfSource
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
@@ -36,10 +38,16 @@ from .random_access import first_failure
 
 LEVEL_WINDOW_S = 1e-3
 """Mean power is that of the loudest stretch this long, so that silence between bursts hides nothing."""
+LATEST_S = 1e9
+"""Times of a radio are below this."""
 _GAIN_STEP_DB = 10.0
 _TICK_S = 0.05
 _SPARE_S = 0.5
 _STALL_S = 3.0
+# A burst is handed over so long before its time; news of it may come so late.
+_HAND_OVER_S = 0.5
+_NEWS_S = 0.3
+_HOLD_S = 5e-3
 # The radio's own blocks hold some samples back, which must not be the waveform's last.
 _FLUSH_SAMPLES = 65536
 _READ_SAMPLES = 1 << 16
@@ -64,6 +72,8 @@ class Request:
         frame_samples: of one frame; None: the whole recording is one.
         frame_start: sample at which a frame begins.
         duration_s: end after so long; None: when the waveform ends.
+        at_s: begin exactly at this time of the radio; None: as soon as the gain is reached.
+        in_s: begin exactly so long after the radio was set up, by its time; None: see `at_s`.
     """
 
     recording: Path
@@ -77,6 +87,13 @@ class Request:
     frame_samples: int | None = None
     frame_start: int = 0
     duration_s: float | None = None
+    at_s: float | None = None
+    in_s: float | None = None
+
+    @property
+    def timed(self) -> bool:
+        """Whether it begins at a time of the radio."""
+        return self.at_s is not None or self.in_s is not None
 
 
 @dataclass(frozen=True)
@@ -143,6 +160,7 @@ class Sent:
         gain_db: transmit gain read back last before the waveform; None where there is none to set.
         counts: what the radio counted.
         interrupted: ended by Ctrl-C.
+        at_s: time of the radio at which the waveform began, where it was asked for; None otherwise.
     """
 
     samples: int
@@ -150,6 +168,7 @@ class Sent:
     gain_db: float | None
     counts: dict[str, Any]
     interrupted: bool
+    at_s: float | None = None
 
 
 def own_waveform(path: Path) -> Recording:
@@ -273,6 +292,7 @@ def make_plan(
             f"{recording.name}: core:num_channels is {recording.n_channels} and {len(playback.channels)} are chosen, "
             f"the radio has {able.n_tx} transmit chains; choose as many channels"
         )
+    _check_time(request, radio)
     low_hz, high_hz = able.sample_rates_hz
     if not low_hz <= playback.rate_hz <= high_hz:
         raise RadioError(
@@ -299,6 +319,21 @@ def make_plan(
         site=None if site is None else site.name,
         gains_db=_gains(request.gain_db, able.tx_gains_db),
     )
+
+
+def _check_time(request: Request, radio: Radio) -> None:
+    if not request.timed:
+        return
+    given = f"at_s={request.at_s}, in_s={request.in_s}"
+    if request.at_s is not None and request.in_s is not None:
+        raise ScenarioError(f"{given}: give one of them, a time of the radio or a time from now")
+    if not radio.sends_timed:
+        raise RadioError(
+            f"{given}: radio {radio.kind} {request.address!r} cannot begin at a time, only as soon as its gain is "
+            "reached; leave it out, or take a radio whose sink obeys times (uhd)"
+        )
+    if not all(value is None or 0 <= value < LATEST_S for value in (request.at_s, request.in_s)):
+        raise ScenarioError(f"{given}: it must be from 0 up to {LATEST_S:g} s")
 
 
 def _play_options(request: Request, recording: Recording) -> PlayOptions:
@@ -331,8 +366,39 @@ def _gains(gain_db: float | None, limits_db: tuple[float, float] | None) -> tupl
     return (*(low + _GAIN_STEP_DB * k for k in range(steps)), gain_db)
 
 
+class _TimedBurst(Failsafe, gr.sync_block):
+    """Holds a waveform back until it is released, and passes it on as one burst that begins at a time of the radio."""
+
+    def __init__(self, n_ports: int, n_samples: int, time_s: Fraction) -> None:
+        gr.sync_block.__init__(self, "semair timed burst", [np.complex64] * n_ports, [np.complex64] * n_ports)
+        self._n_samples = n_samples
+        seconds, rest = divmod(time_s, 1)
+        self._time = pmt.make_tuple(pmt.from_uint64(int(seconds)), pmt.from_double(float(rest)))
+        self.released = threading.Event()
+
+    @guarded
+    def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
+        at = self.nitems_written(0)
+        n = min(len(output_items[0]), self._n_samples - at)
+        # Short waits only: the scheduler has to be able to end. What follows the waveform is never passed on.
+        if n == 0 or not self.released.wait(_HOLD_S):
+            time.sleep(_HOLD_S)
+            return 0
+        for port, (values, new) in enumerate(zip(output_items, input_items, strict=True)):
+            values[:n] = new[:n]
+            if at == 0:
+                self.add_item_tag(port, 0, pmt.intern("tx_sob"), pmt.PMT_T)
+                self.add_item_tag(port, 0, pmt.intern("tx_time"), self._time)
+            if at + n == self._n_samples:
+                self.add_item_tag(port, at + n - 1, pmt.intern("tx_eob"), pmt.PMT_T)
+        return n
+
+
 class Transmission(gr.top_block):
     """Silence while the gain rises, the waveform, and silence that flushes it through the radio.
+
+    A waveform with a time is one burst, and nothing is sent before and after it. It is handed over shortly before, so
+    that a radio has nothing to send when a transmission is stopped earlier.
 
     Args:
         plan: what is sent.
@@ -340,6 +406,9 @@ class Transmission(gr.top_block):
         radio: configured.
         receivers: blocks that take the radio's receive streams, one per chain; without them these are dropped where
             the radio is one block for both ways, and left alone otherwise.
+
+    Raises:
+        RadioError: the time is too near, or over.
     """
 
     def __init__(self, plan: Plan, recording: Recording, radio: Radio, receivers: Sequence[Any] = ()) -> None:
@@ -349,6 +418,14 @@ class Transmission(gr.top_block):
         self.source = SigmfSource(recording, **vars(_play_options(plan.request, recording)))
         rate = plan.sample_rate_hz
         self.waveform_samples = self.source.playback.n_samples
+        self.begin_s: Fraction | None = None
+        self._burst: _TimedBurst | None = None
+        # On this machine's clock: when a burst begins and when it is over.
+        self._begin = self._end = 0.0
+        self.wait_s = 0.0
+        if plan.request.timed:
+            self._add_burst(plan, radio, receivers)
+            return
         # Far longer than the gain needs: its steps are made by this machine's clock, not by the samples'.
         self.lead_samples = round((3 * len(plan.gains_db) * _TICK_S + _SPARE_S) * rate)
         self.total_samples = self.lead_samples + self.waveform_samples + _FLUSH_SAMPLES
@@ -376,6 +453,56 @@ class Transmission(gr.top_block):
         for port, receiver in enumerate(streams):
             self.connect((radio.source(), port), receiver)
         self.nodes += streams
+
+    def _add_burst(self, plan: Plan, radio: Radio, receivers: Sequence[Any]) -> None:
+        from gnuradio import blocks as gr_blocks
+
+        n = len(self.source.playback.channels)
+        self.lead_samples, self.total_samples = 0, self.waveform_samples
+        now_s, now = radio.time_now_s(), time.monotonic()
+        wanted = plan.request.at_s if plan.request.in_s is None else plan.request.in_s
+        self.begin_s = Fraction(str(wanted)) + (0 if plan.request.in_s is None else now_s)
+        self.wait_s = float(self.begin_s - now_s)
+        least_s = 3 * len(plan.gains_db) * _TICK_S + _HAND_OVER_S + _SPARE_S
+        if self.wait_s < least_s:
+            raise RadioError(
+                f"not sent: at_s={plan.request.at_s}, in_s={plan.request.in_s} is {self.wait_s:.3f} s from now by the "
+                f"radio's time, which is {float(now_s):.3f} s; the gain takes {least_s:.2f} s to be reached"
+            )
+        self._begin = now + self.wait_s
+        self._end = self._begin + self.waveform_samples / plan.sample_rate_hz + _NEWS_S
+        self._burst = self.last = _TimedBurst(n, self.waveform_samples, self.begin_s)
+        silence = gr_blocks.null_source(gr.sizeof_gr_complex)
+        sink = radio.sink()
+        self.nodes = [self.source, silence, self._burst, sink, *receivers]
+        for port in range(n):
+            # What never ends keeps the flowgraph, and with it the radio's news of the burst.
+            row = gr_blocks.stream_mux(gr.sizeof_gr_complex, [self.waveform_samples, 1 << 30])
+            scale = gr_blocks.multiply_const_cc(plan.scale)
+            self.connect((self.source, port), (row, 0))
+            self.connect(silence, (row, 1))
+            self.connect(row, scale, (self._burst, port))
+            self.connect((self._burst, port), (sink, port))
+            self.nodes += [row, scale]
+        for port, receiver in enumerate(receivers):
+            self.connect((radio.source(), port), receiver)
+
+    def began(self) -> bool:
+        """Whether the waveform is on its way to the radio."""
+        return self.sent() >= self.lead_samples if self._burst is None else self._burst.released.is_set()
+
+    def is_due(self) -> bool:
+        """Whether samples should be flowing now."""
+        return self._burst is None or (self.began() and self.sent() < self.total_samples)
+
+    def release(self) -> None:
+        """Hand a burst over once its time is near. To be called now and then."""
+        if self._burst is not None and time.monotonic() > self._begin - _HAND_OVER_S:
+            self._burst.released.set()
+
+    def is_over(self) -> bool:
+        """Whether a burst's time is over; whatever has no time ends by itself."""
+        return self._burst is not None and time.monotonic() > self._end
 
     def sent(self) -> int:
         """Samples on their way to the radio so far, silence included."""
@@ -419,7 +546,7 @@ class Watch:
         """
         flow, plan, now = self._flowgraph, self._plan, self._clock()
         if self._gains:
-            if flow.sent() >= flow.lead_samples:
+            if flow.began():
                 raise RadioError("the transmit gain was not reached before the waveform began; nothing more is sent")
             wanted = self._gains.pop(0)
             self.gain_db = self._radio.set_tx_gain_db(wanted)
@@ -427,11 +554,12 @@ class Watch:
                 raise RadioError(
                     f"the radio set a transmit gain of {self.gain_db:g} dB where {wanted:g} dB were asked for"
                 )
-        if flow.sent() > self._last:
+        if flow.sent() > self._last or not flow.is_due():
             self._last, self._moved = flow.sent(), now
         if now - self._moved > _STALL_S:
             raise RadioError(f"no samples went to the radio for {_STALL_S:g} s; the transmission was stopped")
-        longest = 1.5 * flow.total_samples / plan.sample_rate_hz + _STALL_S
+        flow.release()
+        longest = 1.5 * flow.total_samples / plan.sample_rate_hz + _STALL_S + flow.wait_s
         if now - self._begin > longest:
             raise RadioError(f"the transmission did not end within {longest:.1f} s and was stopped")
 
@@ -487,13 +615,21 @@ def transmit(
                 on_progress("sending", min(1.0, flowgraph.sent() / flowgraph.total_samples))
 
         try:
-            interrupted = execute(flowgraph, flowgraph.failure, tick)
+            interrupted = execute(flowgraph, flowgraph.failure, tick, flowgraph.is_over)
         finally:
             sent = max(0, min(flowgraph.sent() - flowgraph.lead_samples, flowgraph.waveform_samples))
             if plan.gains_db:
                 radio.set_tx_gain_db(plan.gains_db[0])
+        counts, at_s = radio.counts(), flowgraph.begin_s
+        if at_s is not None and counts.get("time_error"):
+            sent = 0
+            raise RadioError(
+                f"not sent: the waveform came too late for its time, {float(at_s):.6f} s of the radio; is this machine "
+                "too busy? see `semair doctor`"
+            )
         outcome = "interrupted" if interrupted else "done"
-        return Sent(sent, time.monotonic() - begin, watch.gain_db, radio.counts(), interrupted)
+        seconds = time.monotonic() - begin
+        return Sent(sent, seconds, watch.gain_db, counts, interrupted, None if at_s is None else float(at_s))
     except BaseException as error:
         outcome = f"failed: {error or type(error).__name__}"
         raise

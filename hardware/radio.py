@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from fractions import Fraction
 from typing import Any, ClassVar, Literal, Protocol
 
 from ..blocks.waveforms.frame import FrameFormat
@@ -144,12 +145,14 @@ class Radio(ABC):
         kind: the backend's name.
         waits: its samples come when they are taken, so that nothing is lost however late that is.
         tells_when_gone: its source fails once the device is gone; others only give no more samples.
+        sends_timed: its sink begins a burst exactly at the radio's time that a tag `tx_time` tells; see `time_now_s`.
         foreign: its driver is foreign code that may hang or abort; `find` is then called in a process of its own.
         capabilities: what this radio can do.
     """
 
     kind: ClassVar[str]
     waits: bool = False
+    sends_timed: ClassVar[bool] = False
     foreign: ClassVar[bool] = False
     tells_when_gone: ClassVar[bool] = False
     capabilities: Capabilities
@@ -208,6 +211,14 @@ class Radio(ABC):
         """Turn every transmitter down as far as it goes."""
         if self.capabilities.tx_gains_db is not None:
             self.set_tx_gain_db(self.capabilities.tx_gains_db[0])
+
+    def time_now_s(self) -> Fraction:
+        """The radio's own time, in seconds, once configured.
+
+        Raises:
+            RadioError: it has none that can be asked for.
+        """
+        raise RadioError(f"radio {self.kind} has no time of its own to ask for")
 
     def locks(self) -> dict[str, bool]:
         """Which of its clocks and oscillators are locked, by name; empty where it does not tell."""

@@ -18,6 +18,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fractions import Fraction
 from typing import Any
 
 from ..errors import RadioError, SetupError
@@ -49,6 +50,7 @@ class UhdRadio(Radio):
 
     kind = "uhd"
     foreign = True
+    sends_timed = True
     _source: Any = None
     _sink: Any = None
 
@@ -168,6 +170,13 @@ class UhdRadio(Radio):
             with self._named():
                 for channel in range(self._n_tx):
                     self._sink.set_gain(self._sink.get_gain_range(channel).start(), channel)
+
+    def time_now_s(self) -> Fraction:
+        """Time of the first board."""
+        self._configured()
+        with self._named():
+            now = self._source.get_time_now()
+            return int(now.get_full_secs()) + Fraction(now.get_frac_secs())
 
     def locks(self) -> dict[str, bool]:
         """Whether references and oscillators are locked, where the device tells."""

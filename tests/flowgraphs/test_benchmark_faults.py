@@ -94,6 +94,7 @@ def test_a_usrp_goes_on_after_what_it_reports(fault, counter):
     assert entry.settings["faults"] == 2
 
 
+@pytest.mark.slow
 def test_a_usrp_with_a_foreign_image_is_named():
     pytest.importorskip("gnuradio.uhd", reason="gr-uhd is not installed")
     entry = only(faults.inject_series("x", faults._open_wrong_firmware, "FPGA compatibility number 11", 1, ignore))

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,8 @@ from semair.flowgraphs.transmit import Level, Request, Watch, level, make_plan, 
 from semair.hardware.loopback import LoopbackRadio
 from semair.hardware.radio import Settings
 from semair.hardware.site import Band, Site, SiteRadio
+from semair.hardware.virtual.air import VirtualAir
+from semair.hardware.virtual.n210 import VirtualN210
 
 RATE_HZ = 2e6
 AMPLITUDE = 0.1
@@ -33,9 +40,11 @@ def waveform(n: int = 30_000, n_channels: int = 1) -> np.ndarray:
     return (AMPLITUDE * np.exp(0.5j * np.pi * (turns + 0.5))).astype(np.complex64)
 
 
-def record(folder: Path, x: np.ndarray, name: str = "tx-beacon", gap: int = 0, **fields: Any) -> Path:
+def record(
+    folder: Path, x: np.ndarray, name: str = "tx-beacon", gap: int = 0, rate_hz: float = RATE_HZ, **fields: Any
+) -> Path:
     with RecordingWriter(
-        folder, name, n_channels=len(x), datatype="cf32_le", sample_rate_hz=RATE_HZ, frequency_hz=9e9, min_free_bytes=0,
+        folder, name, n_channels=len(x), datatype="cf32_le", sample_rate_hz=rate_hz, frequency_hz=9e9, min_free_bytes=0,
         global_fields={"path": "loopback", "origin": "sim", "role": "tx-beacon", **fields},
     ) as writer:  # fmt: skip
         writer.write(x)
@@ -200,6 +209,8 @@ def test_the_code_stands_for_one_plan_only(tmp_path):
         ({"gain_db": 1.0}, ScenarioError, r"gain_db=1.0"),
         ({"channels": (0, 1)}, ScenarioError, r"2 are chosen, the radio has 1 transmit chains"),
         ({"duration_s": 0.0}, ScenarioError, r"duration_s=0.0"),
+        ({"at_s": 3.0}, RadioError, r"at_s=3.0, in_s=None: radio loopback '' cannot begin at a time"),
+        ({"at_s": 3.0, "in_s": 1.0}, ScenarioError, r"give one of them"),
         ({"kind": "replay"}, RecordingError, r"check the path"),
         ({"kind": "pigeon"}, RadioError, r"'pigeon' is not known"),
     ],
@@ -373,12 +384,22 @@ class Flow:
     lead_samples = 1000
     waveform_samples = 2_000_000
     total_samples = 2_001_000
+    wait_s = 0.0
 
     def __init__(self) -> None:
         self.at = 0
 
     def sent(self) -> int:
         return self.at
+
+    def began(self) -> bool:
+        return self.sent() >= self.lead_samples
+
+    def is_due(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -420,3 +441,144 @@ def test_a_transmission_that_does_not_end_is_stopped(watched):
     now[0], flow.at = 4.6, 2000
     with pytest.raises(RadioError, match=r"did not end within 4\.5 s"):
         watch.tick()
+
+
+# Transmission over a virtual USRP, by the command line: the driver lets no virtual device work in its own process
+
+UNIT = "127.0.1.75"
+SLOW_HZ = 200e3
+FACTOR = 500
+
+
+@pytest.fixture(scope="module")
+def unit() -> Iterator[VirtualN210]:
+    with VirtualN210(VirtualAir(seed=4, noise_power=0.0, history_s=5.0), UNIT) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def codes(unit: VirtualN210, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, str]]:
+    """Path of a long waveform, and the code for sending it with options; each dry run is made once."""
+    path = record(tmp_path_factory.mktemp("waveform"), waveform(200_000), rate_hz=SLOW_HZ)
+    known: dict[tuple[str, ...], str] = {}
+
+    def find(*options: str) -> tuple[Path, str]:
+        if options not in known:
+            known[options] = code_of(path, *options)
+        return path, known[options]
+
+    return find
+
+
+def command(path: Path, *options: str) -> list[str]:
+    radio = ["--radio", f"uhd:type=usrp2,addr={UNIT}", "--frequency", "2e9", "--gain", "31.5", "--level", "-12"]
+    log = ["--log", str(path.parent / "log"), "--json"]
+    return [sys.executable, "-m", "semair.cli", "transmit", str(path), *radio, *log, *options]
+
+
+def code_of(path: Path, *options: str) -> str:
+    """The code that a dry run shows."""
+    pytest.importorskip("gnuradio.uhd", reason="gr-uhd is not installed")
+    done = subprocess.run(["timeout", "100", *command(path, *options)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["code"]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_waveform_begins_at_the_very_sample_of_its_time(tmp_path, unit):
+    x = waveform(3000)
+    path = record(tmp_path, x, rate_hz=SLOW_HZ)
+    options = ("--at", "3.1234567")
+    code = code_of(path, *options)
+    before = unit.counts["tx_samples"]
+    done = subprocess.run(
+        ["timeout", "100", *command(path, *options, "--really", code)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    sent = json.loads(done.stdout)
+    assert (sent["samples"], sent["at_s"], sent["interrupted"]) == (3000, 3.1234567, False)
+    assert sent["counts"].get("burst_ack") and "time_error" not in sent["counts"]
+    # In the sample of its time, by the clock that the host set to zero, and at the level and gain that were typed.
+    chain = unit.radio.tx[0]
+    first = (312_345_670 - unit.time.offset) // FACTOR
+    heard = unit.air.sent(chain, first - 5000, 15_000)
+    assert not heard[:5000].any()
+    np.testing.assert_allclose(heard[5000:8000], x[0] / AMPLITUDE * 10 ** (-12 / 20), atol=1e-3)
+    # The driver ends a stream with one sample of silence.
+    assert not heard[8000:].any()
+    assert unit.counts["tx_samples"] - before <= 3001
+    assert chain.tunings[-1].gain_db <= -31.5
+
+
+@pytest.mark.slow
+def test_a_time_that_cannot_be_met_is_refused(tmp_path, unit):
+    path = record(tmp_path, waveform(3000), rate_hz=SLOW_HZ)
+    options = ("--in", "0.1")
+    code, before = code_of(path, *options), unit.counts["tx_samples"]
+    done = subprocess.run(
+        ["timeout", "100", *command(path, *options, "--really", code)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == RadioError.exit_code
+    assert "in_s=0.1 is 0.1" in " ".join(done.stderr.split())
+    assert unit.counts["tx_samples"] == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "timed"), [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGKILL, False), (signal.SIGKILL, True)]
+)
+def test_whatever_ends_a_transmission_leaves_the_transmitter_off(unit, codes, how, timed):
+    options = ("--loop", "20", *(("--in", "3") if timed else ()))
+    path, code = codes(*options)
+    before, log = unit.counts["tx_samples"], path.parent / "log"
+    log.unlink(missing_ok=True)
+    chain = unit.radio.tx[0]
+    process = subprocess.Popen(
+        command(path, *options, "--really", code), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: unit.counts["tx_samples"] > before + 100_000 and chain.tunings[-1].gain_db == 0.0)
+        process.send_signal(how)
+        code_of_exit = process.wait(60)
+    finally:
+        process.kill()
+        process.wait()
+    assert code_of_exit == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    if how != signal.SIGKILL:
+        # Turned down as far as it goes.
+        assert chain.tunings[-1].gain_db <= -31.5
+        assert [line["event"] for line in lines(log)] == ["begin", "end"]
+    # Once its memory is empty, at most 1 MiB, it sends nothing more, whoever still holds it.
+    seen = [-1, unit.counts["tx_samples"]]
+
+    def is_quiet() -> bool:
+        time.sleep(0.3)
+        seen.append(unit.counts["tx_samples"])
+        return seen[-1] == seen[-2] == seen[-3]
+
+    wait_until(is_quiet)
+    assert not unit.air.sent(chain, unit.air.now(chain) - 1000, 1000).any()
+
+
+@pytest.mark.slow
+def test_a_transmission_that_is_stopped_before_its_time_sends_nothing(unit, codes):
+    options = ("--in", "30")
+    path, code = codes(*options)
+    before = unit.counts["tx_samples"]
+    process = subprocess.Popen(command(path, *options, "--really", code), stdout=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: unit.radio.tx[0].tunings[-1].gain_db == 0.0)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+        process.wait()
+    # The driver ends its stream with a sample of silence.
+    assert unit.counts["tx_samples"] <= before + 1
+    assert unit.radio.tx[0].tunings[-1].gain_db <= -31.5

@@ -143,6 +143,7 @@ def told(process: subprocess.Popen[str], what: str = "") -> dict:
     return {}
 
 
+@pytest.mark.slow
 def test_busy_and_unresponsive_devices_are_named(units: list[VirtualN210]) -> None:
     pytest.importorskip("gnuradio.uhd", reason="gr-uhd is not installed")
     address = f"type=usrp2,addr={FIRST}"
