@@ -370,13 +370,26 @@ def paths(rays: Rays, n_antennas: int) -> tuple[Tensor, Tensor]:
         gains = gains.scatter_add(2, strongest[..., None].expand_as(late), -late)
         gains_late.append(late * amplitude.gather(2, strongest)[..., None])
         delays_late.append(rays.delays_s.gather(2, strongest) + delay * rays.group_delay_s[..., None])
-    direct = rays.direct_power.sqrt()[..., None] * _turns(
-        rays.direct_phase[..., None]
-        + 0.5 * torch.sin(rays.direct_departure)[..., None] * torch.arange(n_antennas, device=gains.device)
+    direct = plane_waves(
+        rays.direct_power.sqrt() * _turns(rays.direct_phase), torch.sin(rays.direct_departure), n_antennas
     )
     gains = torch.cat([gains * amplitude[..., None], *gains_late, direct[:, :, None]], 2)
     delays = torch.cat([rays.delays_s, *delays_late, rays.direct_delay_s[..., None]], 2)
     return delays, gains
+
+
+def plane_waves(gains: Tensor, cosines: Tensor, n_antennas: int) -> Tensor:
+    """Spread paths over a uniform linear array with half a wavelength between elements.
+
+    Args:
+        gains: complex64, (...): at the first antenna.
+        cosines: float32, (...): of the angle between departure and array.
+        n_antennas: elements.
+
+    Returns:
+        complex64, (..., antenna).
+    """
+    return gains[..., None] * _turns(0.5 * cosines[..., None] * torch.arange(n_antennas, device=gains.device))
 
 
 def drops(
