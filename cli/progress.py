@@ -60,6 +60,23 @@ def frame_progress(unit: str, quiet: bool) -> Iterator[Callable[[runner.Progress
 
 
 @contextmanager
+def terminal_progress(n_terminals: int, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
+    """A live line for terminals that follow a base station elsewhere."""
+    if quiet:
+        yield None
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn())
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bar:
+        task = bar.add_task("terminals", total=None, state="starting (compiles at the first run)")
+
+        def update(frame: int, sending: int) -> None:
+            heard = "no beacon yet" if frame < 0 else f"frame {frame} heard"
+            bar.update(task, state=f"{heard}, {sending} of {n_terminals} terminals know where frames are")
+
+        yield update
+
+
+@contextmanager
 def recorder_progress(quiet: bool) -> Iterator[Callable[[recorder.RecorderState], None] | None]:
     """A live line for recordings: rate, room on the disk, losses, clipping."""
     if quiet:

@@ -342,6 +342,42 @@ def virtual_n210(
                 err.print(f"{unit.address}: {counted or 'nothing happened'}", highlight=False)
 
 
+@virtual_app.command(
+    "bench",
+    epilog="Examples: semair virtual bench | semair virtual bench my-bench.toml --speed 0.5 | then, in another shell: "
+    "semair run random-access -s bench",
+)
+def virtual_bench(
+    file: Annotated[
+        Path | None, typer.Argument(help="TOML file of the bench; default the one of scenario `bench`.")
+    ] = None,
+    speed: Annotated[
+        float | None, typer.Option(help="Of time, 0.01 to 1, instead of the file's; lower it where samples are lost.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Be N210s and Plutos on one air, as a file describes them, until Ctrl-C."""
+    from threading import Event
+
+    from ..hardware.virtual.bench import LAB, OpenBench, load_bench
+
+    bench = load_bench(file or LAB, {} if speed is None else {"speed": speed})
+    with OpenBench(bench) as running:
+        if as_json:
+            print(json.dumps(running.describe()), flush=True)
+        else:
+            for addresses in running.describe().values():
+                for address in addresses:
+                    say(address)
+            say(f"time passes at {bench.speed:g} of its pace    end it: Ctrl-C")
+        try:
+            Event().wait()
+        finally:
+            for unit in running.units if not as_json else ():
+                counted = ", ".join(f"{name} {n}" for name, n in sorted(unit.counts.items()) if n)
+                err.print(f"{unit.address}: {counted or 'nothing happened'}", highlight=False)
+
+
 def _show_calibration(found: calibrations.Calibration) -> None:
     """Errors of the chains, and what correction leaves of them."""
     table = Table(

@@ -28,7 +28,7 @@ from .common import (
     out,
     say,
 )
-from .progress import frame_progress, recorder_progress, share_progress
+from .progress import frame_progress, recorder_progress, share_progress, terminal_progress
 
 if TYPE_CHECKING:
     from ..blocks.playback import PlayOptions
@@ -42,11 +42,14 @@ app.add_typer(run_app, name="run")
     "random-access",
     epilog="Examples: semair run random-access | semair run random-access -s paper -n 500 -d map-search | "
     "semair run random-access --set level=wireless --set link.access_snr_db=6 --folder runs/wireless | "
-    "semair run random-access --channel runs/wireless/bs-rx.channel.json --set users.preamble_seed=7",
+    "semair run random-access --channel runs/wireless/bs-rx.channel.json --set users.preamble_seed=7 | "
+    "semair run random-access -s bench --role users, and then, in another shell, --role base",
 )
 def run_random_access(
     scenario: ScenarioOption = "lab",
-    frames: Annotated[int, typer.Option("--frames", "-n", help="Frames to send.")] = 200,
+    frames: Annotated[
+        int | None, typer.Option("--frames", "-n", help="Frames to send, behind those in which users find the beacon.")
+    ] = None,
     folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/SCENARIO-TIME.")] = None,
     detector: Annotated[str | None, typer.Option("--detector", "-d", help="Instead of the scenario's.")] = None,
     channel: Annotated[
@@ -58,6 +61,13 @@ def run_random_access(
     ] = None,
     radio: RadioOption = None,
     settings: SetOption = None,
+    role: Annotated[
+        str,
+        typer.Option(
+            help="both, or base or users alone, where the scenario's [[terminals]] run in another process; start users "
+            "first, they wait for the beacon."
+        ),
+    ] = "both",
     record: Annotated[bool, typer.Option(help="Keep the samples.")] = True,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     overwrite: OverwriteFlag = False,
@@ -72,14 +82,29 @@ def run_random_access(
     if channel is not None:
         overrides.append(f'channel={{kind="recorded", recording={json.dumps(str(channel))}}}')
     chosen = chosen_scenario(scenario, overrides, radio)
+    if role == "users":
+        _run_terminals(chosen, folder, frames, overwrite, as_json)
+        return
+    if role not in ("both", "base"):
+        raise ScenarioError(f"--role {role}: it must be one of both, base, users")
     place = folder or new_folder(chosen.name)
     with frame_progress("frames", quiet=as_json) as on_progress:
-        result = run(chosen, place, n_frames=frames, record=record, overwrite=overwrite, on_progress=on_progress)
+        result = run(
+            chosen,
+            place,
+            n_frames=frames,
+            record=record,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            role="base" if role == "base" else "both",
+        )
     report_path = _report(place, as_json) if report else None
     if as_json:
         print(json.dumps({"folder": str(place), **result.metrics}))
     else:
         _show_metrics(result.metrics, f"random access, scenario {chosen.name}, detector {chosen.detector.name}")
+        if "terminals" in result.metrics:
+            _show_terminals(result.metrics["terminals"])
         say(f"run folder  {place}")
         if report_path:
             say(f"report      {report_path}")
@@ -88,6 +113,40 @@ def run_random_access(
     if result.interrupted:
         err.print("everything up to here is in the run folder")
         raise typer.Exit(INTERRUPTED)
+
+
+def _run_terminals(chosen: Any, folder: Path | None, frames: int | None, overwrite: bool, as_json: bool) -> None:
+    """The scenario's terminals alone, until their base station is gone."""
+    from ..flowgraphs.terminals import run_terminals
+
+    place = folder or new_folder(f"{chosen.name}-users")
+    with terminal_progress(len(chosen.terminals), quiet=as_json) as on_progress:
+        result = run_terminals(chosen, place, n_frames=frames, overwrite=overwrite, on_progress=on_progress)
+    if as_json:
+        print(json.dumps({"folder": str(place), "terminals": list(result.reports), "interrupted": result.interrupted}))
+    else:
+        _show_terminals(result.reports)
+        say(f"run folder  {place}")
+    if result.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _show_terminals(reports: Any) -> None:
+    table = Table("terminal", "heard", "sent", "carrier offset", "delay", "what went wrong", title="terminals")
+    well = {"heard", "sent", "turnaround_samples", "cfo_hz", "period_samples", "radio", "beacons_refused"}
+    for number, report in enumerate(reports):
+        wrong = {name: count for name, count in report.items() if name not in well and count}
+        wrong |= {f"radio {name}": count for name, count in report["radio"].items() if name != "burst_ack"}
+        delay = report["turnaround_samples"]
+        table.add_row(
+            str(number),
+            str(report.get("heard", 0)),
+            str(report.get("sent", 0)),
+            f"{report['cfo_hz']:.1f} Hz",
+            "not found" if delay is None else f"{delay:.2f} samples",
+            ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in wrong.items()) or "nothing",
+        )
+    out.print(table)
 
 
 @app.command(

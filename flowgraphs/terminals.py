@@ -22,7 +22,7 @@ from ..blocks.waveforms.user_terminal import TerminalUsers
 from ..errors import RadioError, ScenarioError
 from ..hardware.discover import backend
 from ..hardware.radio import Link, Radio, Settings
-from ..hardware.site import Emission, find_site_file, judge, load_site
+from ..hardware.site import LOUDEST_DBFS, Emission, find_site_file, judge, load_site
 from ..hardware.watch import StallWatch
 from ..models.channels import ChannelConfig
 from .execute import execute
@@ -121,7 +121,7 @@ class TerminalFlowgraph(gr.top_block):
         sounding = None
         if untimed:
             sequence = sync_sequence(fmt.model_copy(update={"sequence_seed": _SOUNDING_SEED + number}))
-            sounding = (10 ** (options.level_dbfs / 20) * sequence).astype(np.complex64)
+            sounding = (10 ** (_sounding_level_dbfs(options) / 20) * sequence).astype(np.complex64)
         self.synchroniser = FrameSynchroniser(fmt, 1, scenario.max_cfo_hz, scenario.sync.false_alarms_per_sample)
         self.terminal = UserTerminal(
             fmt,
@@ -188,6 +188,11 @@ def terminal_users(scenario: Scenario, number: int) -> TerminalUsers:
     )
 
 
+def _sounding_level_dbfs(options: Terminal) -> float:
+    """Louder than a user, for a terminal has to hear itself beside the base station."""
+    return min(options.level_dbfs + 10.0, max(options.level_dbfs, LOUDEST_DBFS))
+
+
 def _search_chunk(fmt: Any) -> int:
     return int(min(max(fmt.frame_samples // 2, 4096), 16384))
 
@@ -201,7 +206,7 @@ def _amplitude(scenario: Scenario, options: Terminal) -> float:
 def _peak(scenario: Scenario, number: int) -> tuple[float, float]:
     """Level in dBFS and largest magnitude of a terminal's loudest frame among the first hundred."""
     users, amplitude = terminal_users(scenario, number), _amplitude(scenario, scenario.terminals[number])
-    level_dbfs, peak = scenario.terminals[number].level_dbfs, 0.0
+    level_dbfs, peak = _sounding_level_dbfs(scenario.terminals[number]), 0.0
     for frame in range(scenario.quiet_frames, scenario.quiet_frames + 100):
         samples = users.samples(frame, 0.0, amplitude)
         if samples is not None:

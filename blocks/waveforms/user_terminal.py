@@ -10,7 +10,8 @@ import numpy as np
 from .access import access_mix
 from .frame import FrameFormat
 
-_LEAST_TIMING_GAIN, _LEAST_PERIOD_GAIN, _LEAST_CFO_GAIN = 0.1, 0.01, 0.1
+# Those that the growing memory has after 80 frames: crystals change more slowly.
+_LEAST_TIMING_GAIN, _LEAST_PERIOD_GAIN, _LEAST_CFO_GAIN = 0.05, 0.001, 0.1
 
 
 def draw_active(n_users: int, activity: float, seed: int, frame: int) -> np.ndarray:

@@ -16,6 +16,9 @@ from .air import VirtualAir
 from .clock import RealTimeClock
 from .n210 import VirtualN210
 
+LAB = Path(__file__).with_name("lab.toml")
+"""The bench of scenario `bench`."""
+
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -158,8 +161,8 @@ class OpenBench:
         }
 
 
-def load_bench(path: Path) -> Bench:
-    """Read and check a bench.
+def load_bench(path: Path, changes: dict[str, Any] | None = None) -> Bench:
+    """Read and check a bench; `changes` are values in the place of the file's.
 
     Raises:
         ScenarioError: the file is missing or no TOML, or a field is wrong; names the field, what was given, and what is
@@ -172,6 +175,6 @@ def load_bench(path: Path) -> Bench:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ScenarioError(f"{path}: not a TOML file: {error}") from error
     try:
-        return Bench.model_validate(data)
+        return Bench.model_validate(data | (changes or {}))
     except ValidationError as error:
         raise ScenarioError(f"{path}: {explain_validation(error)}") from error

@@ -43,8 +43,8 @@ def test_tracker_predicts_places_and_offset_of_later_frames():
         place = 1234.5 + frame * period + 0.1 * rng.standard_normal()
         assert tracker.hear(frame, place, cfo_hz + 20 * rng.standard_normal()) == ("first" if frame == 10 else "heard")
         assert tracker.settled == (frame >= 17)
-    # An alpha-beta filter with gains 0.1 and 0.01 keeps a tenth of the noise's variance or so; 30 frames ahead its
-    # rate, off by some 0.1 * 0.015, matters as much: 0.2 is several standard deviations.
+    # The last 80 places or so count. A line through n of them with deviation s, drawn out by k, is off by about
+    # s sqrt(1 / n + 12 (k + n / 2)^2 / n^3): for n = 80, k = 30 that is 0.36 s = 0.036, a fifth of what is allowed.
     assert tracker.place(239) == pytest.approx(1234.5 + 239 * period, abs=0.2)
     # Smoothing by 0.1 leaves 20 Hz * sqrt(0.1 / 1.9) = 4.6 Hz.
     assert tracker.cfo_hz == pytest.approx(cfo_hz, abs=20)
