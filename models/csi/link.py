@@ -78,12 +78,19 @@ class Batch:
         lengths: int64, (batch,): symbols.
         snr_db: float32, (batch, user).
         present: bool, (batch, user): whose symbols arrive.
+        padded: symbols of the longest feedback, which noise is drawn for; None: as the code says.
     """
 
     csi: Tensor
     lengths: Tensor
     snr_db: Tensor
     present: Tensor
+    padded: int | None = None
+
+    def part(self, start: int, stop: int) -> Batch:
+        """Some of the drops."""
+        at = slice(start, stop)
+        return Batch(self.csi[at], self.lengths[at], self.snr_db[at], self.present[at], self.padded)
 
 
 def draw(mixture: Mixture, n: int, generator: torch.Generator, source: Source | None = None) -> Batch:

@@ -166,7 +166,7 @@ def drop_nmse(network: networks.Network, batch: Batch, generator: torch.Generato
     found = []
     with torch.inference_mode():
         for start in range(0, len(batch.csi), _CHUNK):
-            part = Batch(*(value[start : start + _CHUNK] for value in vars(batch).values()))
+            part = batch.part(start, start + _CHUNK)
             error = nmse(part.csi, feed_back(network, part, generator)) * part.present
             found.append((error.sum(1) / part.present.sum(1)).cpu())
     return torch.cat(found).double().numpy()

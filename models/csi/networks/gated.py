@@ -35,6 +35,7 @@ class Gated(Network):
     - The linear code is that of `KltCode`, power by SNR and length included; it starts from draws and is trained on.
     - A token is a beam over all delays (or a delay over all beams): neighbours share beams and delays, not phases.
       In the decoder it holds the linear estimate there.
+    - Layers weigh the CSI before it is coded, and the linear estimate after: what is weak in a drop is left out.
     - The conditions scale and shift every layer's input, so one set of weights serves every SNR and length.
     - In the last layers a user looks at the others' tokens and at a token that says nothing; what it found is scaled
       by a gate that knows the user's tokens and the answer. With nobody else there the answer is exactly zero.
@@ -193,14 +194,16 @@ class _Encoder(nn.Module):
         self.norm = nn.LayerNorm(c.width)
         self.narrow = nn.Linear(c.width, c.code_width)
         self.to_code = _silent(nn.Linear(n_tokens * c.code_width, 2 * c.max_length))
+        self.weigh = _silent(nn.Linear(c.width, n_in // 2))
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
         x = self.embedding(_tokens(features, self.tokens), condition)
         modulation = self.conditions(condition)
         for layer in self.layers:
             x = layer(x, modulation)
-        learned = self.to_code(self.narrow(self.norm(x)).flatten(1))
-        return self.linear.encode(features, condition) + learned
+        x = self.norm(x)
+        weighed = features * _spread(self.weigh(x), self.tokens)
+        return self.linear.encode(weighed, condition) + self.to_code(self.narrow(x).flatten(1))
 
 
 class _Decoder(nn.Module):
@@ -218,6 +221,7 @@ class _Decoder(nn.Module):
         )
         self.norm = nn.LayerNorm(c.width)
         self.out = _silent(nn.Linear(c.width, n_out))
+        self.weigh = _silent(nn.Linear(c.width, n_out // 2))
 
     def forward(self, code: Tensor, condition: Tensor, present: Tensor) -> Tensor:
         n_batch, n_users = code.shape[:2]
@@ -229,8 +233,9 @@ class _Decoder(nn.Module):
         modulation = self.conditions(condition)
         for layer in self.layers:
             x = layer(x, modulation, present)
-        learned = _features(self.out(self.norm(x)), self.tokens, self.size)
-        return estimate.unflatten(0, (n_batch, n_users)) + learned
+        x = self.norm(x)
+        weighed = estimate.unflatten(0, (n_batch, n_users)) * _spread(self.weigh(x), self.tokens)
+        return weighed + _features(self.out(x), self.tokens, self.size)
 
 
 def _silent(linear: nn.Linear) -> nn.Linear:
@@ -238,6 +243,12 @@ def _silent(linear: nn.Linear) -> nn.Linear:
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     return linear
+
+
+def _spread(gain: Tensor, tokens: str) -> Tensor:
+    """Factors around 1, (..., token, complex number in it), for both parts of each number: (..., tap, 2 beams)."""
+    by_tap = 1 + (gain if tokens == "delay" else gain.transpose(-1, -2))
+    return torch.cat([by_tap, by_tap], -1)
 
 
 def _token_shape(c: GatedConfig) -> tuple[int, int]:

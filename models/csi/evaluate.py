@@ -1,0 +1,352 @@
+"""CSI feedback compared on the same drops and noise: over compression ratio, SNR and spacing.
+
+Every contender codes the same test drops, which no training draws, and gets the same noise. NMSE is that of the
+truncated delay-angle CSI, averaged over the users of a drop; intervals are over drops. What CSI is for
+stands beside it: the sum rate of regularised zero forcing with what was recovered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...errors import ScenarioError
+from ..cards import CARD_FILE, Card
+from ..statistics import Interval, mean_ci95
+from ..training import derived_seed
+from . import networks
+from .channels import PRESETS, ChannelConfig, Clustered, Drops, from_delay_angle, stream
+from .klt import KltCode
+from .link import Batch, add_noise, feed_back, nmse
+from .train import WEIGHTS, conditioned, in_db
+
+KLT = "klt"
+"""Name of the linear contender."""
+
+RATIOS = (64, 32, 16, 8)
+_CHUNK = 250
+_KLT_DROPS = 6000
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What is coded and how it is sent.
+
+    Attributes:
+        ratio: Complex numbers of the truncated CSI per symbol sent.
+        snr_db: Of a received symbol.
+        spacing_m: Lowest and highest distance between neighbouring users.
+        neighbour: "there", or "missing": only one user is heard, and judged.
+        n_users: Users of a drop.
+    """
+
+    ratio: int = 16
+    snr_db: float = 10.0
+    spacing_m: tuple[float, float] = (0.5, 2.0)
+    neighbour: Literal["there", "missing"] = "there"
+    n_users: int = 2
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Conditions that differ in one thing.
+
+    Attributes:
+        name: For people and files.
+        axis: What differs, a field of `Condition`.
+        conditions: In order.
+    """
+
+    name: str
+    axis: str
+    conditions: tuple[Condition, ...]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender in one condition.
+
+    Attributes:
+        contender: Its name.
+        condition: What was sent.
+        nmse_db: Of the truncated CSI, with its interval over drops.
+        full_nmse_db: Over all subcarriers, what lies outside the taps included.
+        cosine: Mean over subcarriers and users of the cosine similarity of true and recovered CSI.
+        sum_rate: Share of the sum rate that regularised zero forcing reaches with perfect CSI; None for one user.
+        drops: Coded.
+        errors: float64, (drop,): NMSE of each; not part of `as_dict`.
+    """
+
+    contender: str
+    condition: Condition
+    nmse_db: Interval
+    full_nmse_db: float
+    cosine: float
+    sum_rate: Interval | None
+    drops: int
+    errors: NDArray[np.float64]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            **{name: value for name, value in vars(self).items() if name != "errors"},
+            "condition": asdict(self.condition),
+            "nmse_db": list(self.nmse_db),
+            "sum_rate": None if self.sum_rate is None else list(self.sum_rate),
+        }
+
+
+class Contender(Protocol):
+    """Anything that feeds CSI back."""
+
+    name: str
+
+    def recover(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Encode, send and decode drops of one length and SNR; complex64, (drop, user, tap, beam)."""
+        ...
+
+
+class NetworkContender:
+    """A trained network."""
+
+    def __init__(self, name: str, network: networks.Network) -> None:
+        self.name = name
+        self._network = network
+
+    def recover(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """See `Contender`."""
+        with torch.inference_mode():
+            return feed_back(self._network, batch, generator)
+
+
+class LinearContender:
+    """`KltCode` with the joint linear decoder, from draws of the training split."""
+
+    name = KLT
+
+    def __init__(self, config: ChannelConfig, seed: int = 1) -> None:
+        generator, source = stream("train", seed), Clustered(config)
+        drops = [source.draw(_CHUNK, generator).delay_angle for _ in range(_KLT_DROPS // _CHUNK)]
+        csi = torch.cat(drops).numpy()
+        self._joint, self._alone = KltCode(csi), KltCode(csi, joint=False)
+
+    def recover(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """See `Contender`; where not all users are heard, each is decoded alone."""
+        length, snr_db = int(batch.lengths[0]), float(batch.snr_db[0, 0])
+        joint = bool(batch.present.all()) and batch.csi.shape[1] == self._joint.n_users
+        code = self._joint if joint else self._alone
+        words = torch.from_numpy(code.encode(batch.csi.numpy(), length, snr_db))
+        # The noise of the first symbols is that of the networks, whose words are padded.
+        n_padded = int(batch.lengths[0]) if batch.padded is None else batch.padded
+        padded = torch.nn.functional.pad(words, (0, n_padded - length))
+        received = add_noise(padded, batch.snr_db, generator)[..., :length]
+        return torch.from_numpy(code.decode(received.numpy(), snr_db))
+
+
+def shipped() -> dict[str, Path]:
+    """Folders of the trained networks that come with semair, by name."""
+    return {path.parent.name: path.parent for path in sorted(WEIGHTS.glob(f"*/{CARD_FILE}"))}
+
+
+def load_contender(name: str) -> tuple[Card, NetworkContender]:
+    """A trained network by the name of its shipped weights, or by a path.
+
+    Raises:
+        ScenarioError: there is none of this name.
+        ModelError: its weights are damaged.
+    """
+    folder = shipped().get(name, Path(name))
+    if not (folder / CARD_FILE).is_file():
+        raise ScenarioError(
+            f"{name!r} is neither a folder with {CARD_FILE} nor one of the shipped weights: {', '.join(shipped())}"
+        )
+    card, network = networks.load(folder)
+    return card, NetworkContender(name, network)
+
+
+def contenders(numerology: str, names: Sequence[str] | None = None) -> list[Contender]:
+    """Contenders of a numerology.
+
+    Args:
+        numerology: one of `channels.PRESETS`.
+        names: shipped weights, folders, or "klt"; None: all shipped that fit, and "klt".
+
+    Raises:
+        ScenarioError: numerology or name is unknown, or weights are for other taps or antennas.
+    """
+    if numerology not in PRESETS:
+        raise ScenarioError(f"numerology {numerology!r} is unknown; choose one of: {', '.join(PRESETS)}")
+    config = PRESETS[numerology]
+    chosen: list[Contender] = []
+    for name in [*shipped(), KLT] if names is None else names:
+        if name == KLT:
+            chosen.append(LinearContender(config))
+            continue
+        card, found = load_contender(name)
+        size = (card.scenario.get("n_taps"), card.scenario.get("n_antennas"))
+        if size == (config.n_taps, config.n_antennas):
+            chosen.append(found)
+        elif names is not None:
+            raise ScenarioError(
+                f"{name!r} was trained for {size[0]} taps and {size[1]} antennas; {numerology!r} has {config.n_taps} "
+                f"and {config.n_antennas}"
+            )
+    return chosen
+
+
+def sweeps(quick: bool = False) -> dict[str, Sweep]:
+    """The evaluation of CSI feedback, by sweep name; `quick` takes fewer conditions."""
+    base = Condition()
+
+    def over(name: str, axis: str, values: Sequence[Any]) -> Sweep:
+        return Sweep(name, axis, tuple(replace(base, **{axis: value}) for value in values))
+
+    spacings = (0.5, 5.0, 50.0) if quick else (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+    found = [
+        over("ratio", "ratio", (64, 8) if quick else RATIOS),
+        over("snr", "snr_db", (-5.0, 10.0) if quick else (-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0)),
+        over("spacing", "spacing_m", [(spacing, spacing) for spacing in spacings]),
+        over("neighbour", "neighbour", ("there", "missing")),
+    ]
+    return {sweep.name: sweep for sweep in found}
+
+
+class Evaluation:
+    """Evaluates contenders on conditions, one after the other.
+
+    Args:
+        chosen: Contenders.
+        config: Numbers of the downlink.
+        n_drops: Of each condition.
+        seed: Of drops and noise.
+        downlink_snr_db: Transmit power over noise power of the downlink that the sum rate is that of.
+    """
+
+    def __init__(
+        self,
+        chosen: Sequence[Contender],
+        config: ChannelConfig,
+        n_drops: int,
+        seed: int = 1,
+        downlink_snr_db: float = 10.0,
+    ) -> None:
+        if n_drops < 2 or not chosen:
+            raise ScenarioError(f"n_drops={n_drops}, {len(chosen)} contenders: at least 2 drops and 1 contender")
+        self.chosen = list(chosen)
+        self.config, self.n_drops, self.seed, self.downlink_snr_db = config, n_drops, seed, downlink_snr_db
+
+    def rows(self, condition: Condition, on_share: Callable[[float], None] | None = None) -> list[Row]:
+        """Evaluate all contenders; one row each, in their order.
+
+        Raises:
+            ScenarioError: the ratio leaves no whole number of symbols.
+        """
+        size = self.config.n_taps * self.config.n_antennas
+        if condition.ratio < min(RATIOS) or size % condition.ratio:
+            raise ScenarioError(f"ratio={condition.ratio}: at least {min(RATIOS)}, and a divisor of {size}")
+        length = size // condition.ratio
+        tallies = [_Tally() for _ in self.chosen]
+        generator, source = stream("test", self.seed), Clustered(self.config)
+        done = 0
+        while done < self.n_drops:
+            drops = source.draw(min(_CHUNK, self.n_drops - done), generator, condition.spacing_m, condition.n_users)
+            csi = drops.delay_angle
+            present = torch.ones(csi.shape[:2], dtype=torch.bool)
+            if condition.neighbour == "missing":
+                present[:, 1:] = False
+            batch = replace(conditioned(csi, length, condition.snr_db, present), padded=size // min(RATIOS))
+            perfect = self._rate(drops.h, drops.h) if bool(present.all()) and condition.n_users > 1 else None
+            for contender, tally in zip(self.chosen, tallies, strict=True):
+                noise = torch.Generator().manual_seed(derived_seed(self.seed, "test", done))
+                recovered = contender.recover(batch, noise)
+                tally.add(drops, recovered, present)
+                if perfect is not None:
+                    rate = self._rate(drops.h, from_delay_angle(recovered, self.config.n_subcarriers))
+                    tally.rates.append((rate / perfect).numpy())
+            done += len(csi)
+            if on_share is not None:
+                on_share(done / self.n_drops)
+        return [tally.row(contender.name, condition) for contender, tally in zip(self.chosen, tallies, strict=True)]
+
+    def _rate(self, h: Tensor, known: Tensor) -> Tensor:
+        return rzf_sum_rate(h, known, self.downlink_snr_db)
+
+
+def rzf_sum_rate(h: Tensor, known: Tensor, snr_db: float) -> Tensor:
+    """Sum rate of regularised zero forcing that knows the channel only so well.
+
+    The precoder of each subcarrier is W = G^H (G G^H + K/SNR I)^-1 with the rows of G the known channels, scaled to
+    unit power; users treat what is meant for others as noise.
+
+    Args:
+        h: complex64, (drop, user, subcarrier, antenna): true channels, unit mean power per entry.
+        known: the same as the base station knows them.
+        snr_db: transmit power over noise power.
+
+    Returns:
+        float32, (drop,): bit per channel use, mean over subcarriers.
+    """
+    snr = 10 ** (snr_db / 10)
+    truth, rows = h.transpose(1, 2), known.transpose(1, 2)
+    users = rows.shape[-2]
+    gram = rows @ rows.mH + (users / snr) * torch.eye(users)
+    # Of W = rows^H gram^-1, with one column per user.
+    precoder = rows.mH @ torch.linalg.inv(gram)
+    power = torch.view_as_real(precoder).square().sum((-3, -2, -1))
+    received = torch.view_as_real(truth @ precoder).square().sum(-1) * (snr / power.clamp_min(1e-20))[..., None, None]
+    wanted = received.diagonal(dim1=-2, dim2=-1)
+    sinr = wanted / (1 + received.sum(-1) - wanted)
+    return torch.log2(1 + sinr).sum(-1).mean(-1)
+
+
+class _Tally:
+    """Figures of one contender in one condition, gathered over pieces."""
+
+    def __init__(self) -> None:
+        self._errors: list[NDArray[np.float64]] = []
+        self._full: list[NDArray[np.float64]] = []
+        self._cosine: list[NDArray[np.float64]] = []
+        self.rates: list[NDArray[np.float32]] = []
+
+    def add(self, drops: Drops, recovered: Tensor, present: Tensor) -> None:
+        heard = present.sum(1)
+
+        def mean(value: Tensor) -> NDArray[np.float64]:
+            return ((value * present).sum(1) / heard).double().numpy()
+
+        h, known = drops.h, from_delay_angle(recovered, drops.n_subcarriers)
+        inner = (h.conj() * known).sum(-1).abs()
+        scale = (h.abs().square().sum(-1) * known.abs().square().sum(-1)).sqrt().clamp_min(1e-20)
+        self._errors.append(mean(nmse(drops.delay_angle, recovered)))
+        self._full.append(mean(nmse(h, known)))
+        self._cosine.append(mean((inner / scale).mean(-1)))
+
+    def row(self, name: str, condition: Condition) -> Row:
+        errors = np.concatenate(self._errors)
+        return Row(
+            contender=name,
+            condition=condition,
+            nmse_db=in_db(mean_ci95(errors)),
+            full_nmse_db=10 * math.log10(float(np.concatenate(self._full).mean())),
+            cosine=float(np.concatenate(self._cosine).mean()),
+            sum_rate=mean_ci95(np.concatenate(self.rates)) if self.rates else None,
+            drops=len(errors),
+            errors=errors,
+        )
+
+
+def as_json(results: Mapping[str, Sequence[Row]], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of everything measured."""
+    return {
+        "format": 1,
+        "settings": dict(settings),
+        "sweeps": {name: [row.as_dict() for row in rows] for name, rows in results.items()},
+    }
