@@ -304,7 +304,7 @@ def draw_rays(
         fresh = _Clusters(*(_gathered(part, born) for part in vars(fresh).values()))
 
     # How much longer each ray is than to the user it was drawn for.
-    away = (positions[:, :, None] - fresh.birthplaces)[:, :, :, None] + 0.0
+    away = (positions[:, :, None] - fresh.birthplaces)[:, :, :, None]
     end = fresh.reach[..., None, None] * fresh.arrivals - away
     longer = end.norm(dim=-1) - fresh.reach[..., None]
     range_m = positions.norm(dim=-1)
@@ -328,7 +328,7 @@ def draw_rays(
         departures=fresh.departures,
         phases=phases,
         direct_delay_s=torch.where(los, range_m - first, 0.0) / SPEED_OF_LIGHT_M_S,
-        direct_power=k_factor / (1 + k_factor),
+        direct_power=torch.where(los, 1 - scattered.sum(-1), 0.0),
         direct_departure=torch.atan2(positions[..., 1], positions[..., 0]),
         direct_phase=-range_m * (config.frequency_hz / SPEED_OF_LIGHT_M_S),
         group_delay_s=table.columns[env, 3],
@@ -519,7 +519,9 @@ def _large_scale(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw delay spread (s), departure and arrival spread (rad), K factor (dB); float32 (batch, user) each.
 
-    On a line a process of first order has exactly the exponential correlation that section 7.5 step 4 asks for.
+    On a line a process of first order has exactly the exponential correlation that section 7.5 step 4 asks for. As in
+    the standard each of the four varies over its own distance before they are mixed, so that the mixed ones vary over
+    distances between those of their parts.
     """
     n, k = env.shape
     z = torch.randn((n, k, 4), generator=generator, device=env.device)
