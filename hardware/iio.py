@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ..errors import RadioError, SetupError
-from .iio_streams import Core, IioSink, IioSource, has_flags
+from .iio_streams import TIMEOUT_MS, Core, IioSink, IioSource, has_flags
 from .radio import Capabilities, Link, Radio, RadioInfo, Settings
 
 _PHY, _RX_CORE, _TX_CORE = "ad9361-phy", "cf-ad9361-lpc", "cf-ad9361-dds-core-lpc"
@@ -27,8 +27,6 @@ _LOGIC_DIVIDER = 8
 # The driver tells whole hertz, rounded at each of its dividers.
 _RATE_ROUNDING_HZ = 2.0
 _SYNTHESISER_STEP = 5e-9
-# Longer than a change of rate with its calibrations takes.
-_TIMEOUT_MS = 3000
 # Register, bit and name of each lock (AD9361 Register Map Reference Manual, UG-671).
 _LOCKS = (
     (0x05E, 7, "baseband oscillator"),
@@ -97,7 +95,7 @@ class IioRadio(Radio):
                 core.flags = has_flags(core.device)
                 if core.n_chains:
                     core.open(core.buffer_samples(1e6))
-            context.set_timeout(_TIMEOUT_MS)
+            context.set_timeout(TIMEOUT_MS)
             gains = [self._range(f"voltage{chain}", True, "hardwaregain") for chain in range(self._chains[True])]
             rates = self._range("voltage0", False, "sampling_frequency")
             self._logic = [
@@ -505,7 +503,7 @@ def _scan(iio: Any) -> list[RadioInfo]:
         facts = {"description": description}
         try:
             context = iio.Context(uri)
-            context.set_timeout(_TIMEOUT_MS)
+            context.set_timeout(TIMEOUT_MS)
             if _PHY not in [device.name for device in context.devices]:
                 continue
             facts |= {key: str(value) for key, value in context.attrs.items()}

@@ -17,11 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from ..blocks.runtime import RX_FREQ, RX_RATE, Failsafe, gr, guarded, pmt
 from ..errors import RadioError
 
 CONVERTER_BITS = 12
+# Longer than a change of rate or carrier with its calibrations takes, shorter than a user waits for an answer.
+TIMEOUT_MS = 1800
+# Streams are watched by whoever runs the flowgraph; a busy machine may pause for a while.
+_STREAM_TIMEOUT_MS = 5000
 # REG_VDMA_STATUS of the cores: what it holds stays until it is written.
 _STATUS = 0x80000088
 _UNDERFLOW, _OVERFLOW, _ALL_FLAGS = 1, 4, 7
@@ -93,7 +98,12 @@ class Core:
                 if channel.scan_element:
                     channel.enabled = channel.id in wanted
             self.device.set_kernel_buffers_count(self.kernel_buffers(n_samples))
-            return self.iio.Buffer(self.device, n_samples)
+            # A stream takes the patience that its context has when it begins.
+            self.context.set_timeout(_STREAM_TIMEOUT_MS)
+            try:
+                return self.iio.Buffer(self.device, n_samples)
+            finally:
+                self.context.set_timeout(TIMEOUT_MS)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise RadioError(
@@ -151,8 +161,15 @@ class _Stream(Failsafe):
         self._polled = 0.0
         self._owner: Any = None
 
+    def warm_up(self) -> None:
+        """Compile the conversions."""
+        parts, words = np.zeros(2, dtype=np.float32), np.zeros((1, 2), dtype="<i2")
+        _samples_of(words, 0, 1, 0, parts)
+        _words_of(parts, 1, 0, words, 0)
+
     def start(self) -> bool:
         """Begin to stream."""
+        super().start()
         self._ending = False
         self._owner = self._core.owner()
         try:
@@ -233,6 +250,9 @@ class IioSource(_Stream, gr.sync_block):
         gr.sync_block.__init__(self, "iio source", None, [np.complex64] * core.n_chains)
         _Stream.__init__(self, core, rate_hz)
         self._frequency_hz = frequency_hz
+        # Few large pieces cost a fraction of many small ones; that it is so belongs on no standard output.
+        self.set_log_level("warn")
+        self.set_min_output_buffer(2 * self._n)
         self._limit = max(int(_HELD_S * rate_hz / self._n), 4)
         self._pieces: deque[np.ndarray] = deque()
         self._at = 0
@@ -266,13 +286,8 @@ class IioSource(_Stream, gr.sync_block):
                 return 0
             piece = self._pieces[0]
         n = min(len(piece) - self._at, len(output_items[0]))
-        part = piece[self._at : self._at + n]
         for chain, out in enumerate(output_items):
-            np.multiply(
-                part[:, 2 * chain : 2 * chain + 2],
-                np.float32(1 / (1 << CONVERTER_BITS - 1)),
-                out=out[:n].view(np.float32).reshape(n, 2),
-            )
+            _samples_of(piece, self._at, n, chain, out.view(np.float32))
         if not self.nitems_written(0):
             for port in range(self._core.n_chains):
                 self.add_item_tag(port, 0, RX_RATE, pmt.from_double(self._rate_hz))
@@ -347,15 +362,11 @@ class IioSink(_Stream, gr.sync_block):
             if len(self._full) > self._ahead:
                 return 0
         n = min(len(input_items[0]), self._n - self._at)
-        full_scale, top = float(1 << CONVERTER_BITS - 1), (1 << CONVERTER_BITS - 1) - 1
+        cut = 0
         for chain, values in enumerate(input_items):
-            wanted = np.rint(values[:n].view(np.float32).reshape(n, 2) * np.float32(full_scale))
-            limited = np.clip(wanted, -top, top)
-            cut = int(np.count_nonzero((wanted != limited).any(axis=1)))
-            if cut:
-                self._core.counts["tx_clipped"] = self._core.counts.get("tx_clipped", 0) + cut
-            # The converter takes the upper bits of sixteen.
-            self._piece[self._at : self._at + n, 2 * chain : 2 * chain + 2] = limited * (1 << 16 - CONVERTER_BITS)
+            cut += _words_of(values.view(np.float32), n, chain, self._piece, self._at)
+        if cut:
+            self._core.counts["tx_clipped"] = self._core.counts.get("tx_clipped", 0) + cut
         self._at += n
         if self._at == self._n:
             with self._changed:
@@ -363,3 +374,30 @@ class IioSink(_Stream, gr.sync_block):
                 self._changed.notify_all()
             self._piece, self._at = self._empty(), 0
         return n
+
+
+@njit(cache=True, nogil=True)
+def _samples_of(words, first, n, chain, parts):
+    """Real and imaginary parts of a chain's samples, full scale 1, from the converters' words (samples, channels)."""
+    scale = np.float32(1 / (1 << CONVERTER_BITS - 1))
+    for k in range(n):
+        parts[2 * k] = scale * words[first + k, 2 * chain]
+        parts[2 * k + 1] = scale * words[first + k, 2 * chain + 1]
+
+
+@njit(cache=True, nogil=True)
+def _words_of(parts, n, chain, words, first):
+    """The reverse; returns how many samples were cut. The converter takes the upper bits of sixteen."""
+    top = np.float32((1 << CONVERTER_BITS - 1) - 1)
+    cut = 0
+    for k in range(n):
+        whole = True
+        for part in range(2):
+            value = np.rint(parts[2 * k + part] * np.float32(1 << CONVERTER_BITS - 1))
+            if not abs(value) <= top:
+                whole = False
+                # What is no number is silence.
+                value = top if value > top else -top if value < -top else np.float32(0)
+            words[first + k, 2 * chain + part] = np.int16(value) << (16 - CONVERTER_BITS)
+        cut += not whole
+    return cut

@@ -48,14 +48,21 @@ def paths(args, options):
             top.connect((radio.source(), chain), heard[chain])
         lines = [np.exp(-2j * np.pi * 0.05 * (chain + 1) * np.arange(1000)) for chain in range(n)]
         top.start()
-        # A busy machine may leave gaps in what is sent: the loudest stretch of a millisecond has none.
-        await_(lambda heard=heard: min(sink.nitems_read(0) for sink in heard) > 0.6 * RATE)
+        levels = []
+
+        def all_heard(heard=heard, levels=levels):
+            """On a busy machine tones come late and with gaps: the loudest stretch of a millisecond has none."""
+            n = min(sink.nitems_read(0) for sink in heard) // 1000 * 1000
+            if n < 300_000:
+                return False
+            rows = [np.array(sink.data()[n - 300_000 : n]).reshape(-1, 1000) for sink in heard]
+            levels[:] = [[float(np.abs(row @ line).max() / 1000) for line in lines] for row in rows]
+            return min(map(min, levels)) > 0.02
+
+        top.start()
+        await_(all_heard)
         top.stop()
         top.wait()
-        levels = [
-            [float(np.abs(np.array(sink.data()[: RATE // 2]).reshape(-1, 1000) @ line).max() / 1000) for line in lines]
-            for sink in heard
-        ]
         tags = {pmt.symbol_to_string(tag.key): pmt.to_python(tag.value) for tag in heard[0].tags()}
         runs.append({"settings": settings.as_dict(), "gain_db": taken, "levels": levels, "tags": tags})
     found = {"runs": runs, "facts": radio.facts(), "locks": radio.locks(), "capabilities": vars(radio.capabilities)}
