@@ -192,6 +192,79 @@ def _fine_tune(
         raise typer.Exit(INTERRUPTED)
 
 
+@train_app.command(
+    "csi",
+    epilog="Examples: semair train csi --config lab | semair train csi --config mine.toml --folder runs/mine "
+    "--minutes 30 | semair train csi --config lab --folder runs/lab --resume",
+)
+def train_csi(
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="Name of a shipped configuration, or path of a TOML file.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Where model, card and curve go; default runs/csi-NAME.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
+    minutes: Annotated[
+        float | None, typer.Option(help="Train for this long: the schedule is fitted to it, and steps do not count.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
+    overwrite: OverwriteFlag = False,
+    show_configs: Annotated[bool, typer.Option("--list", help="List the shipped configurations.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a network that feeds CSI back, on drops that are drawn afresh in every step.
+
+    Ctrl-C leaves a checkpoint, from which --resume goes on exactly as if nothing had been.
+    """
+    from ..models.csi.train import load_config, shipped_configs, train
+
+    if show_configs:
+        found = {name: load_config(name).description for name in shipped_configs()}
+        if as_json:
+            print(json.dumps(found))
+        for name, description in found.items() if not as_json else ():
+            say(f"{name}: {description}")
+        return
+    if config is None:
+        raise ScenarioError(f"--config is missing; give a TOML file or one of: {', '.join(shipped_configs())}")
+    chosen = load_config(config)
+    place = folder or Path("runs") / f"csi-{chosen.name}"
+    command = f"semair train csi --config {config}"
+    if minutes is not None:
+        command += f" --minutes {minutes:g}"
+    if device != "cpu":
+        command += f" --device {device}"
+    with training_progress(quiet=as_json) as on_progress:
+        done = train(
+            chosen,
+            place,
+            device=device,
+            minutes=minutes,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            command=command,
+        )
+    card = done.card
+    if as_json:
+        metrics = None if card is None else [metric.model_dump(mode="json") for metric in card.metrics]
+        print(json.dumps({"folder": str(place), "steps": done.steps, "finished": card is not None, "metrics": metrics}))
+    elif card is not None:
+        snrs = list(dict.fromkeys(metric.conditions["snr_db"] for metric in card.metrics))
+        table = Table("symbols", *(f"{snr:g} dB" for snr in snrs), title="NMSE in dB over SNR, both users heard")
+        for length in dict.fromkeys(metric.conditions["length"] for metric in card.metrics):
+            near = {
+                metric.conditions["snr_db"]: f"{metric.value:.2f}"
+                for metric in card.metrics
+                if metric.conditions["length"] == length and metric.conditions["neighbour"] == "near"
+            }
+            table.add_row(str(length), *(near[snr] for snr in snrs))
+        out.print(table)
+        say(f"model       {place}, {card.network.n_parameters} parameters, {card.training.time_s:.0f} s")
+    if card is None:
+        err.print(f"checkpoint at step {done.steps} in {place}; go on with --resume", markup=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+
+
 @evaluate_app.command(
     "uad",
     epilog="Examples: semair evaluate uad --quick | semair evaluate uad --sweep length --sweep pool | "
@@ -263,6 +336,77 @@ def evaluate_uad(
                     shown.add_row(*line)
                 out.print(shown)
         say(f"figures     {place / PAGE_NAME}")
+    if interrupted:
+        err.print("everything up to here is in the folder")
+        raise typer.Exit(INTERRUPTED)
+
+
+@evaluate_app.command(
+    "csi",
+    epilog="Examples: semair evaluate csi --quick | semair evaluate csi --numerology paper --sweep snr | "
+    "semair evaluate csi -m lab -m klt -m runs/csi-mine --drops 5000",
+)
+def evaluate_csi(
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", "-m", help="Names of shipped weights, folders, or klt; default all that fit."),
+    ] = None,
+    numerology: Annotated[str, typer.Option(help="lab or paper.")] = "lab",
+    sweep: Annotated[list[str] | None, typer.Option(help="ratio, snr, spacing, neighbour; default all.")] = None,
+    drops: Annotated[int | None, typer.Option(help="Drops of a condition.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 1,
+    folder: Annotated[Path | None, typer.Option(help="For the results; default runs/evaluate-csi-TIME.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer conditions and drops.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Compare networks that feed CSI back, and a linear code, on the same drops and noise.
+
+    Leaves evaluation.json and nmse.png. Ctrl-C keeps what is done.
+    """
+    from ..flowgraphs.csi_figures import FIGURE_NAME, table, write_evaluation
+    from ..models.csi import evaluate
+
+    known = evaluate.sweeps(quick)
+    for name in sweep or ():
+        if name not in known:
+            raise ScenarioError(f"--sweep {name!r} is unknown; choose among: {', '.join(known)}")
+    chosen = [known[name] for name in sweep or known]
+    place = folder or new_folder("evaluate-csi")
+    results: dict[str, list[Any]] = {one.name: [] for one in chosen}
+    settings: dict[str, Any] = {"numerology": numerology, "drops": drops or (250 if quick else 2000), "seed": seed}
+    total, done, interrupted = sum(len(one.conditions) for one in chosen), 0, False
+    try:
+        with share_progress("evaluating", quiet=as_json) as on_progress:
+            on_progress("preparing", 0.0)
+            contenders = evaluate.contenders(numerology, model)
+            settings["contenders"] = ", ".join(one.name for one in contenders)
+            config = evaluate.PRESETS[numerology]
+            evaluation = evaluate.Evaluation(contenders, config, settings["drops"], seed)
+            for one in chosen:
+                for condition in one.conditions:
+                    text = f"{one.name}, {one.axis} {getattr(condition, one.axis)}"
+
+                    def tell(share: float, text: str = text, done: int = done) -> None:
+                        on_progress(text, (done + share) / total)
+
+                    tell(0.0)
+                    results[one.name] += evaluation.rows(condition, tell)
+                    done += 1
+    except KeyboardInterrupt:
+        interrupted = True
+    content = evaluate.as_json(results, settings)
+    write_evaluation(content, place)
+    if as_json:
+        print(json.dumps({"folder": str(place), **content}))
+    else:
+        for name, rows in content["sweeps"].items():
+            if rows:
+                header, *lines = table(name, rows)
+                shown = Table(*header, title=f"NMSE in dB over {escape(name)}")
+                for line in lines:
+                    shown.add_row(*line)
+                out.print(shown)
+        say(f"results     {place / FIGURE_NAME}" if any(results.values()) else f"results     {place}")
     if interrupted:
         err.print("everything up to here is in the folder")
         raise typer.Exit(INTERRUPTED)

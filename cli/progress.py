@@ -24,7 +24,7 @@ from .common import (
 if TYPE_CHECKING:
     from ..flowgraphs import recording as recorder
     from ..flowgraphs import run as runner
-    from ..models.uad import train as trainer
+    from ..models import training as trainer
 
 
 @contextmanager
@@ -95,7 +95,7 @@ def recorder_progress(quiet: bool) -> Iterator[Callable[[recorder.RecorderState]
 
 @contextmanager
 def training_progress(quiet: bool) -> Iterator[Callable[[trainer.Progress], None] | None]:
-    """A live line for training: loss, error probability at shortest, middle and longest preamble, time left."""
+    """A live line for training: loss, figures at the shortest, a middle and the longest length, time left."""
     if quiet:
         yield None
         return
@@ -108,9 +108,11 @@ def training_progress(quiet: bool) -> Iterator[Callable[[trainer.Progress], None
             nonlocal logged
             lengths = sorted(state.error)
             shown = sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]}) if lengths else []
-            errors = ", ".join(f"L={length} {state.error[length]:.1e}" for length in shown) or "none yet"
+            in_db = state.figure.endswith("_db")
+            figures = (f"L={n} " + (f"{state.error[n]:.2f} dB" if in_db else f"{state.error[n]:.1e}") for n in shown)
+            errors = f"{'NMSE' if in_db else 'error'} {', '.join(figures) or 'none yet'}"
             minutes, seconds = divmod(round(state.left_s), 60)
-            text = f"step {state.step}, loss {state.loss:.4f}, error {errors}, {minutes}:{seconds:02d} left"
+            text = f"step {state.step}, loss {state.loss:.4f}, {errors}, {minutes}:{seconds:02d} left"
             bar.update(task, completed=state.share, description=text)
             # A log gets one line for every validation.
             if not err.is_terminal and state.error != logged:

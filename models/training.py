@@ -77,7 +77,8 @@ class Progress:
         elapsed_s: wall time spent, earlier sittings included.
         left_s: estimate of what is left.
         loss: mean over the last steps.
-        error: error probability per length at the last validation; empty before the first.
+        error: validation figure per length, the last one measured; empty before the first.
+        figure: what it is, e.g. "error_probability" or "nmse_db".
     """
 
     step: int
@@ -86,6 +87,7 @@ class Progress:
     left_s: float
     loss: float
     error: Mapping[int, float] = field(default_factory=dict)
+    figure: str = ""
 
 
 @dataclass(frozen=True)
@@ -291,7 +293,8 @@ class TrainingRun(Generic[ConfigT, NetworkT]):
                 told = now
                 share = min(self.share, 1.0)
                 left_s = self.elapsed_s * (1 - share) / share
-                on_progress(Progress(self.step, share, self.elapsed_s, left_s, self.recent_loss(), dict(self.error)))
+                loss = self.recent_loss()
+                on_progress(Progress(self.step, share, self.elapsed_s, left_s, loss, dict(self.error), self.figure))
         # From here on an interruption costs the final evaluation alone.
         self.save()
         return True
