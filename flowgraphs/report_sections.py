@@ -422,6 +422,9 @@ def synchronisation_section(run: Run) -> dict[str, Any]:
     )
     if run.truth is not None:
         known, at_truth = matched(decisions, run.truth)
+        # Radios that others use tell no arrivals.
+        told = np.isfinite(run.truth["arrival"][at_truth])
+        known, at_truth = known[told], at_truth[told]
         if len(known):
             rows = decisions[known]
             error = rows["sample_time"] + rows["fraction"] - run.truth["arrival"][at_truth]

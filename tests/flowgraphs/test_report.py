@@ -308,6 +308,15 @@ def test_a_killed_run_is_reported_from_its_tables(run):
     assert "samples lost" not in page.rows("losses-table")
 
 
+def test_a_radio_that_tells_no_arrivals_has_no_timing_errors(run):
+    truth = np.load(run / "truth.npy")
+    truth["arrival"] = np.nan
+    np.save(run / "truth.npy", truth)
+    page = report_of(run, detectors=[])
+    assert "Timing error over frames" not in page.source
+    assert "Estimated carrier frequency offset" in page.source
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_says_so(run):
     metrics = json.loads((run / "metrics.json").read_text())
