@@ -1,4 +1,4 @@
-"""Commands beside the experiments: GNU Radio Companion and benchmarks."""
+"""Commands beside the experiments: GNU Radio Companion, benchmarks, ray tracing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
+from ..errors import ScenarioError
 from .common import (
     JsonFlag,
     app,
     err,
     out,
+    say,
 )
 from .progress import share_progress
 
@@ -72,6 +74,66 @@ def benchmark(
     for entry in entries:
         table.add_row(entry["name"], *_entry_cells(entry))
     out.print(table)
+
+
+@app.command(
+    epilog="Examples: semair trace --install | semair trace runs/paths.safetensors | semair trace paths.safetensors "
+    "--scene munich --scene etoile --drops 300"
+)
+def trace(
+    output: Annotated[Path | None, typer.Argument(help="File to write; may be left out with --install.")] = None,
+    scene: Annotated[
+        list[str] | None, typer.Option(help="munich, etoile or simple_street_canyon; repeat for more; default: all.")
+    ] = None,
+    drops: Annotated[int, typer.Option(min=1, help="Groups of four neighbouring users, of each scene.")] = 1000,
+    bases: Annotated[int, typer.Option(min=1, help="Base stations of each scene.")] = 8,
+    frequency_hz: Annotated[float, typer.Option(min=0.5e9, max=100e9, help="Carrier.")] = 3.5e9,
+    depth: Annotated[int, typer.Option(min=1, max=10, help="Most reflections of a path.")] = 4,
+    samples: Annotated[int, typer.Option(min=1000, help="Rays that look for paths.")] = 50_000,
+    seed: Annotated[int, typer.Option(min=0, help="Of all places.")] = 1,
+    environment: Annotated[
+        Path | None, typer.Option(help="Folder of the tracer's Python environment; default: in the cache.")
+    ] = None,
+    install: Annotated[bool, typer.Option("--install", help="Make that environment first; needs the network.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Trace rays through city scenes with Sionna RT: channels for CSI feedback, in a file.
+
+    Sionna RT runs in a Python environment of its own. LLVM 16 or newer must be there: apt-get install libllvm19.
+    """
+    from ..models.csi import tracing
+
+    place = environment or tracing.default_environment()
+    if output is None and not install:
+        raise ScenarioError("a file to write is missing; give one, e.g. semair trace paths.safetensors")
+    if drops < bases:
+        raise ScenarioError(f"--drops {drops} for --bases {bases}: give at least one drop for each base station")
+    if install:
+        if not as_json:
+            err.print("installing Sionna RT, some minutes")
+        tracing.install(place)
+    if output is None:
+        print(json.dumps({"environment": str(place)})) if as_json else say(f"environment {place}")
+        return
+    with share_progress("tracing", quiet=as_json) as on_progress:
+        done = tracing.trace(
+            output,
+            scenes=tuple(scene) if scene else tracing.SCENES,
+            options={
+                "drops": drops,
+                "bases": bases,
+                "frequency_hz": frequency_hz,
+                "depth": depth,
+                "samples": samples,
+                "seed": seed,
+            },
+            environment=place,
+            on_progress=on_progress,
+        )
+    if as_json:
+        print(json.dumps(done))
+    else:
+        say(f"paths       {output}, {done['drops']} drops; {done['skipped']} skipped, no ray reached a user")
 
 
 def _entry_cells(entry: dict[str, Any]) -> list[str]:
