@@ -17,8 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from ...blocks.waveforms.frame import FrameFormat
+from ...blocks.waveforms.impairments import Impairments
 from ...errors import SemairError
-from ...hardware.radio import Radio, Settings
+from ...hardware.discover import backend
+from ...hardware.radio import Link, Radio, Settings
+from ...models.channels import ChannelConfig
 
 RATE_HZ = 1e6
 FREQUENCY_HZ = 2e9
@@ -26,19 +30,19 @@ _BURST_SAMPLES, _BURST_SPACING_S, _LEAD_S = 20_000, 0.05, 0.3
 
 
 def stream(given: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
-    """Send timed bursts over a USRP and record what it hears; answers "counts" and "stop".
+    """Record what a radio hears while it sends, bursts at their times where it can; answers "counts" and "stop".
 
     Args:
-        given: `address`, `folder` of the recording.
+        given: `kind`, `address`, `folder` of the recording.
     """
     import pmt
+    from gnuradio import blocks
 
     from ...blocks.runtime import gr
     from ...blocks.sigmf_sink import SigmfSink
-    from ...hardware.uhd import UhdRadio
     from ..runfolder import RX_NAME
 
-    radio = UhdRadio(given["address"], 1)
+    radio = _opened(given["kind"], given["address"])
     radio.configure(Settings(RATE_HZ, FREQUENCY_HZ))
     assert radio.capabilities.tx_gains_db is not None
     radio.set_tx_gain_db(radio.capabilities.tx_gains_db[1])
@@ -54,7 +58,7 @@ def stream(given: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
         def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
             at = self.nitems_written(0)
             if self.begin_s is None:
-                self.begin_s = radio.source().get_time_now().get_real_secs() + _LEAD_S
+                self.begin_s = float(radio.time_now_s()) + _LEAD_S
             seconds, rest = divmod(self.begin_s + at // _BURST_SAMPLES * _BURST_SPACING_S, 1.0)
             time_s = pmt.make_tuple(pmt.from_uint64(int(seconds)), pmt.from_double(rest))
             output_items[0][:_BURST_SAMPLES] = 0.5
@@ -64,14 +68,15 @@ def stream(given: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
             return _BURST_SAMPLES
 
     sink = SigmfSink(Path(given["folder"]), RX_NAME, 1, RATE_HZ, FREQUENCY_HZ, "ci16_le")
-    bursts, top = Bursts(), gr.top_block()
-    top.connect(bursts, radio.sink())
-    top.connect(radio.source(), sink)
+    sent, top = Bursts() if radio.sends_timed else blocks.vector_source_c([0.5] * 1000, True), gr.top_block()
+    top.connect(sent, radio.sink())
+    given["source"] = radio.source()
+    top.connect(given["source"], sink)
     sink.warm_up()
     top.start()
 
     # GNU Radio holds no reference of its own to Python blocks.
-    given["kept"] = bursts, sink
+    given["kept"] = sent, sink
 
     def answer(what: str) -> dict[str, Any]:
         if what == "stop":
@@ -80,7 +85,8 @@ def stream(given: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
             radio.close()
         writer = sink.writer
         heard = {} if writer is None else {"lost": writer.lost_samples, "recorded": writer.n_samples}
-        return {**radio.counts(), **heard, "failure": str(sink.failure or "")}
+        failures = [getattr(node, "failure", None) for node in (sink, given["source"])]
+        return {**radio.counts(), **heard, "failure": next((str(one) for one in failures if one is not None), "")}
 
     return answer
 
@@ -91,28 +97,20 @@ def settle(given: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
     Args:
         given: `kind`, `address`.
     """
-    from ...blocks.waveforms.frame import FrameFormat
-    from ...blocks.waveforms.impairments import Impairments
-    from ...hardware.discover import backend
-    from ...hardware.radio import Link
-    from ...models.channels import ChannelConfig
-
-    # Loading a driver is no part of meeting its faults.
-    for module in {"uhd": ["gnuradio.uhd"], "iio": ["gnuradio.iio", "adi"]}.get(given["kind"], []):
-        importlib.import_module(module)
-    kind = backend(given["kind"])
-    wire = ChannelConfig()
-    link = Link(FrameFormat(sample_rate_hz=given.get("rate_hz", RATE_HZ)), 1, 0, 0, wire, wire, Impairments(), 0.0, 1.0)
     kept: list[Radio] = []
+    # Loading a driver is no part of meeting its faults.
+    backend(given["kind"])
+    for module in {"uhd": ["gnuradio.uhd"], "iio": ["adi"]}.get(given["kind"], []):
+        importlib.import_module(module)
 
     def answer(what: str) -> dict[str, Any]:
         begin = time.monotonic()
         error = ""
         try:
             if what == "open":
-                kept.append(kind.open(given["address"], link))
+                kept.append(_opened(given["kind"], given["address"]))
             elif what == "configure":
-                kept[-1].configure(Settings(given.get("rate_hz", RATE_HZ), given.get("frequency_hz", FREQUENCY_HZ)))
+                kept[-1].configure(Settings(RATE_HZ, FREQUENCY_HZ))
             elif kept:
                 kept.pop().close()
         except SemairError as told:
@@ -122,6 +120,12 @@ def settle(given: dict[str, Any]) -> Callable[[str], dict[str, Any]]:
         return {"error": error, "seconds": time.monotonic() - begin}
 
     return answer
+
+
+def _opened(kind: str, address: str) -> Radio:
+    wire = ChannelConfig()
+    link = Link(FrameFormat(sample_rate_hz=RATE_HZ), 1, 0, 0, wire, wire, Impairments(), 0.0, 1.0)
+    return backend(kind).open(address, link)
 
 
 CLIENTS = {"stream": stream, "settle": settle}

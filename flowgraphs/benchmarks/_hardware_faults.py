@@ -6,6 +6,7 @@ many in a row to one process, and what they leave behind is looked at once, at t
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,9 @@ from ...errors import RadioError
 from ...hardware import wire
 from ...hardware.network import NetworkRadio
 from ...hardware.serving import RadioServer
+from ...hardware.virtual.ad9361 import VirtualAd9361
 from ...hardware.virtual.air import VirtualAir
+from ...hardware.virtual.faults import Action, Fault, Faults
 from ...hardware.virtual.n210 import VirtualN210
 from ..run import make_link, run_random_access
 from ..runfolder import RX_NAME
@@ -40,6 +44,10 @@ from .entry import Entry, Measurement, OnShare
 LIMIT_S = 2.0
 UNIT = "127.0.2.40"
 _NOBODY = "127.0.2.49"
+# A frequency that the chip refuses, nonsense and nothing in the place of an attribute's value.
+_REFUSED = Fault("write", "errno", "frequency", errno.EINVAL)
+_GARBAGE = Fault("read", "garbage", "hardwaregain")
+_SILENCE = Fault("read", "hang", "hardwaregain")
 _MAIN = "from semair.cli import main; main()".replace("semair", __package__.split(".")[0])
 _START_S = 60.0
 # Of a virtual N210 on its air, where its full gain is 0 dB.
@@ -48,7 +56,8 @@ _LEAST_GAIN_DB = -31.5
 Trial = Callable[[Path], tuple[float, str]]
 """Injects a fault once, with a folder of its own; seconds until it was reported, and the report (empty: none)."""
 
-Series = Callable[[Path, int], Generator[tuple[float, str], None, list[str]]]
+Rows = Generator[tuple[float, str], None, list[str]]
+Series = Callable[[Path, int], Rows]
 """Injects a fault many times, with a folder for all; yields of each the same, and returns what it left behind."""
 
 
@@ -59,6 +68,7 @@ def measurements(quick: bool) -> list[Measurement]:
         ("zmq-frozen", partial(_lose_server, signal.SIGSTOP), "vanished", 1 if quick else 20, 4.0),
         ("uhd-nobody", _open_nobody, "No devices found", 1 if quick else 20, 2.0),
         ("uhd-vanished", _lose_unit, "radio vanished", 0 if quick else 20, 8.0),
+        ("iio-vanished", _lose_iio, "vanished", 0 if quick else 15, 6.0),
     )
     # Name, what injects, words of the report, how many, and seconds of each.
     series: tuple[tuple[str, Series, str, int, float], ...] = (
@@ -70,6 +80,11 @@ def measurements(quick: bool) -> list[Measurement]:
         ("uhd-firmware", _open_wrong_firmware, "FPGA compatibility number 11, but got 10", 2 if quick else 30, 0.3),
         ("uhd-timeout", _time_out, "timed out", 0 if quick else 20, 1.2),
         ("uhd-busy", _open_busy, "is busy", 0 if quick else 30, 0.2),
+        ("iio-overflow", partial(_stream_iio, "lose", "readbuf", "overflows"), "overflows", 0 if quick else 30, 0.3),
+        ("iio-attribute", partial(_refuse, _REFUSED), "refuses", 0 if quick else 15, 2.0),
+        ("iio-garbage", partial(_refuse, _GARBAGE), "ip:127.0.0.1", 0 if quick else 15, 2.0),
+        ("iio-timeout", partial(_refuse, _SILENCE), "vanished", 0 if quick else 10, 4.0),
+        ("iio-busy", _open_busy_iio, "is busy", 0 if quick else 20, 0.5),
         ("zmq-busy", _open_served, "in use", 3 if quick else 30, 0.1),
         ("zmq-version", _open_foreign, "version 7 of the protocol", 3 if quick else 20, 0.1),
     )
@@ -183,7 +198,7 @@ def _lose_server(how: signal.Signals, folder: Path) -> tuple[float, str]:
 def _lose_unit(folder: Path) -> tuple[float, str]:
     """A USRP is unplugged while it is recorded."""
     with VirtualN210(VirtualAir(noise_power=1e-8), UNIT) as unit:
-        process = _record(f"type=usrp2,addr={UNIT}", folder)
+        process = _record("uhd", f"type=usrp2,addr={UNIT}", folder)
         deadline = time.monotonic() + _START_S
         while unit.counts["rx_samples"] < 500_000 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -209,9 +224,9 @@ def _open_nobody(folder: Path) -> tuple[float, str]:
     return (float(seconds), report) if re.fullmatch(r"[\d.e-]+", seconds) else (_START_S, done.stderr)
 
 
-def _record(address: str, folder: Path) -> subprocess.Popen[bytes]:
+def _record(kind: str, address: str, folder: Path) -> subprocess.Popen[bytes]:
     """A recording by the command line, in a process of its own: UHD lets no other Python run while it waits."""
-    settings = ("radio.kind=uhd", f"radio.address={address}", "radio.n_antennas=1", "frame.sample_rate_hz=1e6")
+    settings = (f"radio.kind={kind}", f"radio.address={address}", "radio.n_antennas=1", "frame.sample_rate_hz=1e6")
     options = [word for setting in settings for word in ("--set", setting)]
     command = [sys.executable, "-c", _MAIN, "record", "--raw", "--folder", str(folder / "run"), *options]
     environment = {**os.environ, "UHD_LOG_CONSOLE_LEVEL": "off"}
@@ -305,30 +320,104 @@ class _Client:
         return {}
 
 
-def _stream(fault: str, counter: str, folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+def _stream(fault: str, counter: str, folder: Path, count: int) -> Rows:
     """A USRP shows a fault while it sends bursts and is recorded; both go on, and what was lost is marked."""
     address = f"type=usrp2,addr={UNIT}"
     with VirtualN210(VirtualAir(noise_power=1e-8), UNIT) as unit:
-        with _Client("stream", {"address": address, "folder": str(folder / "run")}) as client:
-            deadline = time.monotonic() + _START_S
-            while client.ask("counts").get("recorded", 0) < 100_000 and time.monotonic() < deadline:
-                time.sleep(0.01)
-            for _ in range(count):
-                before = _counted(client.ask("counts"), counter)
-                begin = time.monotonic()
-                unit.inject(fault)
-                after = before
-                while after == before and time.monotonic() < begin + 2 * LIMIT_S:
-                    time.sleep(0.005)
-                    after = _counted(client.ask("counts"), counter)
-                yield time.monotonic() - begin, f"{counter}: {after - before}" if after > before else ""
+        with _Client("stream", {"kind": "uhd", "address": address, "folder": str(folder / "run")}) as client:
+            yield from _survived(client, counter, partial(unit.inject, fault), count)
             last = client.ask("stop")
-        left = _left_behind(unit)
-        if last.get("failure") or "recorded" not in last:
-            left.append(f"the run ended: {last.get('failure')}")
+        left = _left_behind(unit) + _ended(last)
         if last.get("lost", 0) < unit.counts["rx_lost_samples"] + unit.counts["injected rx-lost-packet"]:
             left.append(f"{unit.counts['rx_lost_samples']} samples were lost, the recording tells {last.get('lost')}")
     return left
+
+
+def _stream_iio(action: Action, where: str, counter: str, folder: Path, count: int) -> Rows:
+    """An IIO radio loses samples while it sends and is recorded, and tells so; both go on."""
+    with VirtualAd9361(VirtualAir(noise_power=1e-8), "r", port=0) as radio:
+        with _Client("stream", {"kind": "iio", "address": radio.uri, "folder": str(folder / "run")}) as client:
+            yield from _survived(client, counter, lambda: _faults(radio).add(Fault(where, action, number=40)), count)
+            last = client.ask("stop")
+        return _left_by_iio(radio) + _ended(last)
+
+
+def _survived(client: _Client, counter: str, inject: Callable[[], None], count: int) -> Iterator[tuple[float, str]]:
+    """What a stream counts of faults in a row."""
+    deadline = time.monotonic() + _START_S
+    while client.ask("counts").get("recorded", 0) < 100_000 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    for _ in range(count):
+        before = after = _counted(client.ask("counts"), counter)
+        begin = time.monotonic()
+        inject()
+        while after == before and time.monotonic() < begin + 2 * LIMIT_S:
+            time.sleep(0.005)
+            after = _counted(client.ask("counts"), counter)
+        yield time.monotonic() - begin, f"{counter}: {after - before}" if after > before else ""
+
+
+def _ended(last: dict[str, Any]) -> list[str]:
+    """What was wrong with a stream when it was stopped."""
+    return [] if "recorded" in last and not last.get("failure") else [f"the run ended: {last.get('failure')}"]
+
+
+def _refuse(fault: Fault, folder: Path, count: int) -> Rows:
+    """An IIO radio refuses a value, answers garbage or not at all while it is set up, and does again as it should."""
+    with VirtualAd9361(VirtualAir(noise_power=1e-8), "r", port=0) as radio:
+        with _Client("settle", {"kind": "iio", "address": radio.uri}) as client:
+            mended: dict[str, Any] = {}
+            for _ in range(count):
+                client.ask("open")
+                _faults(radio).add(replace(fault))
+                yield _outcome(client.ask("configure"))
+                _faults(radio).clear()
+                # A connection that broke within an answer is of no more use.
+                client.ask("close")
+                client.ask("open")
+                mended = client.ask("configure")
+                client.ask("close")
+        return _left_by_iio(radio, mended)
+
+
+def _open_busy_iio(folder: Path, count: int) -> Rows:
+    """An IIO radio that another process streams with is opened."""
+    with VirtualAd9361(VirtualAir(noise_power=1e-8), "r", port=0) as radio:
+        given = {"kind": "iio", "address": radio.uri}
+        with _Client("stream", {**given, "folder": str(folder / "run")}) as first, _Client("settle", given) as second:
+            for _ in range(count):
+                yield _outcome(second.ask("open"))
+            last = first.ask("stop")
+        return _left_by_iio(radio) + _ended(last)
+
+
+def _lose_iio(folder: Path) -> tuple[float, str]:
+    """An IIO radio is unplugged while it is recorded."""
+    with VirtualAd9361(VirtualAir(noise_power=1e-8), "r", port=0) as radio:
+        process = _record("iio", radio.uri, folder)
+        data = folder / "run" / f"{RX_NAME}.sigmf-data"
+        deadline = time.monotonic() + _START_S
+        while process.poll() is None and time.monotonic() < deadline:
+            if data.is_file() and data.stat().st_size > 1_000_000:
+                break
+            time.sleep(0.01)
+        begin = time.monotonic()
+        radio.close()
+        report = _report(process)
+        seconds = time.monotonic() - begin
+        _end(process)
+    return seconds, report
+
+
+def _faults(radio: VirtualAd9361) -> Faults:
+    assert radio.server is not None
+    return radio.server.faults
+
+
+def _left_by_iio(radio: VirtualAd9361, *answers: dict[str, Any]) -> list[str]:
+    """See `_left_behind`."""
+    left = [f"afterwards: {answer.get('error', 'no answer')}" for answer in answers if answer.get("error", "no answer")]
+    return left + (["the transmitter is left on"] if radio.transmitting() else [])
 
 
 def _counted(counts: dict[str, Any], prefix: str) -> int:
@@ -336,7 +425,7 @@ def _counted(counts: dict[str, Any], prefix: str) -> int:
     return sum(n for name, n in counts.items() if name.startswith(prefix))
 
 
-def _open_wrong_firmware(folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+def _open_wrong_firmware(folder: Path, count: int) -> Rows:
     """A USRP runs an FPGA image that the driver does not know."""
     with VirtualN210(VirtualAir(noise_power=1e-8), UNIT) as unit:
         with _Client("settle", {"kind": "uhd", "address": f"type=usrp2,addr={UNIT}"}) as client:
@@ -348,7 +437,7 @@ def _open_wrong_firmware(folder: Path, count: int) -> Generator[tuple[float, str
         return _left_behind(unit, mended)
 
 
-def _time_out(folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+def _time_out(folder: Path, count: int) -> Rows:
     """A USRP does not answer while it is set up, and does again."""
     with VirtualN210(VirtualAir(noise_power=1e-8), UNIT) as unit:
         with _Client("settle", {"kind": "uhd", "address": f"type=usrp2,addr={UNIT}"}) as client:
@@ -362,7 +451,7 @@ def _time_out(folder: Path, count: int) -> Generator[tuple[float, str], None, li
         return _left_behind(unit, mended)
 
 
-def _open_busy(folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+def _open_busy(folder: Path, count: int) -> Rows:
     """A USRP that another process uses is opened, again and again; that process is not disturbed."""
     given = {"kind": "uhd", "address": f"type=usrp2,addr={UNIT}"}
     with VirtualN210(VirtualAir(noise_power=1e-8), UNIT) as unit:
@@ -376,7 +465,7 @@ def _open_busy(folder: Path, count: int) -> Generator[tuple[float, str], None, l
         return _left_behind(unit, undisturbed, free)
 
 
-def _open_served(folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+def _open_served(folder: Path, count: int) -> Rows:
     """A served radio that a client uses is opened by others."""
     link = make_link(load_scenario("lab"))
     with RadioServer("loopback") as server:
@@ -388,7 +477,7 @@ def _open_served(folder: Path, count: int) -> Generator[tuple[float, str], None,
     return left
 
 
-def _open_foreign(folder: Path, count: int) -> Generator[tuple[float, str], None, list[str]]:
+def _open_foreign(folder: Path, count: int) -> Rows:
     """What answers speaks another version of the protocol."""
     zmq = wire.zmq()
     with zmq.Context() as context, context.socket(zmq.ROUTER) as other:

@@ -212,6 +212,12 @@ class _Connection:
         except OSError:
             return False
 
+    def _connected(self) -> bool:
+        """Whether neither side has closed the connection, whatever still waits to be read."""
+        poll = select.poll()
+        poll.register(self._peer, getattr(select, "POLLRDHUP", select.POLLHUP))
+        return not poll.poll(0)
+
     # Requests
 
     def _run(self) -> None:
@@ -479,7 +485,7 @@ class _Connection:
         if fault.action == "garbage":
             self._send(b"\xff\x00\x80garbage\n" * 3)
         elif fault.action == "hang":
-            while self._alive():
+            while self._connected():
                 time.sleep(_POLL_S)
             raise _Gone
         else:
