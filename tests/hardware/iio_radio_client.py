@@ -46,17 +46,16 @@ def paths(args, options):
         for chain in range(n):
             top.connect(blocks.vector_source_c(tone(0.05 * (chain + 1)), True), (radio.sink(), chain))
             top.connect((radio.source(), chain), heard[chain])
-        lines = [np.exp(-2j * np.pi * 0.05 * (chain + 1) * np.arange(1000)) for chain in range(n)]
-        top.start()
+        lines = [np.exp(-2j * np.pi * 0.05 * (chain + 1) * np.arange(5000)) for chain in range(n)]
         levels = []
 
-        def all_heard(heard=heard, levels=levels):
-            """On a busy machine tones come late and with gaps: the loudest stretch of a millisecond has none."""
-            n = min(sink.nitems_read(0) for sink in heard) // 1000 * 1000
+        def all_heard(heard=heard, levels=levels, lines=lines):
+            """On a busy machine tones come late and with gaps: the loudest stretch of 5 ms has none."""
+            n = min(sink.nitems_read(0) for sink in heard) // 5000 * 5000
             if n < 300_000:
                 return False
-            rows = [np.array(sink.data()[n - 300_000 : n]).reshape(-1, 1000) for sink in heard]
-            levels[:] = [[float(np.abs(row @ line).max() / 1000) for line in lines] for row in rows]
+            rows = [np.array(sink.data()[n - 300_000 : n]).reshape(-1, 5000) for sink in heard]
+            levels[:] = [[float(np.abs(row @ line).max() / 5000) for line in lines] for row in rows]
             return min(map(min, levels)) > 0.02
 
         top.start()
