@@ -395,10 +395,10 @@ def _lose_iio(folder: Path) -> tuple[float, str]:
     """An IIO radio is unplugged while it is recorded."""
     with VirtualAd9361(VirtualAir(noise_power=1e-8), "r", port=0) as radio:
         process = _record("iio", radio.uri, folder)
-        data = folder / "run" / f"{RX_NAME}.sigmf-data"
         deadline = time.monotonic() + _START_S
         while process.poll() is None and time.monotonic() < deadline:
-            if data.is_file() and data.stat().st_size > 1_000_000:
+            # A recording that is being made has a name of its own.
+            if any(file.stat().st_size > 1_000_000 for file in (folder / "run").glob(f"*{RX_NAME}*")):
                 break
             time.sleep(0.01)
         begin = time.monotonic()
