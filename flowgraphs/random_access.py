@@ -11,6 +11,7 @@ from ..blocks.chain_corrector import ChainCorrector
 from ..blocks.frame_synchroniser import FrameSynchroniser
 from ..blocks.frame_transmitter import FrameTransmitter
 from ..blocks.message_collector import MessageCollector, Receiver
+from ..blocks.quantiser import Quantiser
 from ..blocks.runtime import Failsafe, gr
 from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.user_transmitter import UserTransmitter
@@ -62,6 +63,14 @@ class RandomAccess(gr.top_block):
         self.radio = radio
         self.source = radio.source()
         self.nodes: list[Any] = [self.source]
+        can = radio.capabilities
+        self.samples = self.source
+        if can.datatype == "ci16_le" and can.n_tx and not can.emulates_users:
+            # The receiver decides on what the recording holds.
+            self.samples = Quantiser(scenario.radio.n_antennas)
+            self.nodes.append(self.samples)
+            for port in range(scenario.radio.n_antennas):
+                self.connect((self.source, port), (self.samples, port))
         if detector is not None:
             self._add_receiver(scenario, detector, errors)
         if radio.capabilities.n_tx:
@@ -69,7 +78,7 @@ class RandomAccess(gr.top_block):
         if rx_sink is not None:
             self.nodes.append(rx_sink)
             for port in range(scenario.radio.n_antennas):
-                self.connect((self.source, port), (rx_sink, port))
+                self.connect((self.samples, port), (rx_sink, port))
             if detector is not None:
                 self.msg_connect((self.synchroniser, "frames"), (rx_sink, "frames"))
         self._collect(receivers or {})
@@ -93,13 +102,13 @@ class RandomAccess(gr.top_block):
             detector, fmt.max_preamble_length, scenario.n_snapshots, users.preamble_lengths
         )
         self.nodes += [self.synchroniser, self.slot_receiver, self.activity_detector]
-        corrected = self.source
+        corrected = self.samples
         if errors:
             corrected = ChainCorrector(n_antennas, errors)
             self.nodes.append(corrected)
         for port in range(n_antennas):
             if errors:
-                self.connect((self.source, port), (corrected, port))
+                self.connect((self.samples, port), (corrected, port))
             self.connect((corrected, port), (self.synchroniser, port))
             self.connect((self.synchroniser, port), (self.slot_receiver, port))
         self.connect(self.slot_receiver, self.activity_detector)
