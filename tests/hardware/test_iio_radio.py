@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from semair.errors import RadioError, SetupError
 from semair.hardware.discover import backends
 from semair.hardware.iio import IioRadio
 from semair.hardware.radio import Settings
+from semair.hardware.trial import RateTrial
 from semair.hardware.virtual.ad9361 import VirtualAd9361
 from semair.hardware.virtual.air import VirtualAir
 from semair.hardware.virtual.faults import Fault
@@ -385,6 +387,12 @@ def test_a_radio_that_vanishes_is_reported(pluto: VirtualAd9361, how: str) -> No
     assert "vanished" in found["error"]
     # The stream is over in any case.
     await_(lambda: pluto.streams[True] is None)
+
+
+def test_a_trial_in_which_an_overflow_was_counted_is_not_clean() -> None:
+    trial = RateTrial(1e6, received=1_000_000, seconds=1.0)
+    assert trial.clean
+    assert not replace(trial, counts={"overflows": 1}).clean
 
 
 @pytest.mark.parametrize("end", ["sigkill", *(pytest.param(end, marks=pytest.mark.slow) for end in ("exit", "sigint"))])
