@@ -34,6 +34,15 @@ if TYPE_CHECKING:
     from ..blocks.playback import PlayOptions
     from ..flowgraphs import transmit as sender
 
+CalibrateFlag = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate",
+        help="Measure the receive chains right before, as they are tuned, through a splitter from the transmitter to "
+        "all of them, and correct them by that; see `semair calibrate`.",
+    ),
+]
+
 run_app = typer.Typer(help="Run an experiment over a radio.", no_args_is_help=True)
 app.add_typer(run_app, name="run")
 
@@ -64,10 +73,11 @@ def run_random_access(
     role: Annotated[
         str,
         typer.Option(
-            help="both, or base or users alone, where the scenario's [[terminals]] run in another process; start users "
+            help="both, or base or users alone, where the scenario's terminals run in another process; start users "
             "first, they wait for the beacon."
         ),
     ] = "both",
+    calibrate: CalibrateFlag = False,
     record: Annotated[bool, typer.Option(help="Keep the samples.")] = True,
     report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     overwrite: OverwriteFlag = False,
@@ -82,6 +92,8 @@ def run_random_access(
     if channel is not None:
         overrides.append(f'channel={{kind="recorded", recording={json.dumps(str(channel))}}}')
     chosen = chosen_scenario(scenario, overrides, radio)
+    if calibrate and role == "users":
+        raise ScenarioError("--calibrate is for the base station's radio; leave it out with --role users")
     if role == "users":
         _run_terminals(chosen, folder, frames, overwrite, as_json)
         return
@@ -97,6 +109,7 @@ def run_random_access(
             overwrite=overwrite,
             on_progress=on_progress,
             role="base" if role == "base" else "both",
+            calibrate=calibrate,
         )
     report_path = _report(place, as_json) if report else None
     if as_json:
@@ -105,6 +118,8 @@ def run_random_access(
         _show_metrics(result.metrics, f"random access, scenario {chosen.name}, detector {chosen.detector.name}")
         if "terminals" in result.metrics:
             _show_terminals(result.metrics["terminals"])
+        if calibrate:
+            _show_residual(result.folder.calibration)
         say(f"run folder  {place}")
         if report_path:
             say(f"report      {report_path}")
@@ -163,6 +178,7 @@ def record(
     size: Annotated[float | None, typer.Option(help="End before the received data exceed so many bytes, e.g. 2e9.")] = (
         None
     ),
+    calibrate: CalibrateFlag = False,
     raw: Annotated[bool, typer.Option("--raw", help="Only listen to the scenario's radio; nothing is sent.")] = False,
     folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/SCENARIO-TIME.")] = None,
     radio: RadioOption = None,
@@ -182,6 +198,8 @@ def record(
     if raw:
         if frames is not None:
             raise ScenarioError("--frames has no meaning with --raw, which sends nothing; use --duration or --size")
+        if calibrate:
+            raise ScenarioError("--calibrate has no meaning with --raw, which sends nothing; calibrate before")
         with recorder_progress(quiet=as_json) as on_state:
             heard = record_radio(
                 chosen, place, duration_s=duration, size_bytes=size, overwrite=overwrite, on_progress=on_state
@@ -206,11 +224,14 @@ def record(
             on_progress=on_progress,
             duration_s=duration,
             size_bytes=size,
+            calibrate=calibrate,
         )
     if as_json:
         print(json.dumps({"folder": str(place), **result.metrics}))
     else:
         say(f"recorded {result.metrics['frames']['sent']} frames in {place}; decide with: semair replay {place}")
+        if calibrate:
+            _show_residual(result.folder.calibration)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -519,6 +540,17 @@ def report(
         print(json.dumps({"report": str(path)}))
     else:
         say(f"report  {path}")
+
+
+def _show_residual(path: Path) -> None:
+    """What is left of the chains' errors after correction."""
+    from ..hardware.calibration import load_calibration
+
+    worst = load_calibration(path).worst()
+    say(
+        f"calibrated  at worst {worst['delay_samples']:.3f} samples, {worst['phase_deg']:.2f} degrees and "
+        f"{worst['gain_db']:.2f} dB are left between the chains; {path}"
+    )
 
 
 def _report(folder: Path, quiet: bool) -> Path:

@@ -44,7 +44,7 @@ from ..hardware.calibration import (
 )
 from ..hardware.discover import backend
 from ..hardware.radio import Radio, Settings
-from ..hardware.site import Emission, Site, judge
+from ..hardware.site import Emission, Site, find_site_file, judge, load_site
 from ..models.channels import ChannelConfig
 from .execute import execute
 from .random_access import first_failure
@@ -52,7 +52,7 @@ from .recording import common_fields
 from .run import make_link, requested_settings
 from .runfolder import provenance
 from .scenario import Scenario
-from .transmit import append_log
+from .transmit import append_log, default_log
 
 LEVEL_DBFS = -13.0
 _SOUNDINGS = 2
@@ -204,6 +204,41 @@ def calibrate_configured(
     calibration.write(path)
     tell("written", 1.0)
     return calibration
+
+
+def calibrate_for_run(scenario: Scenario, radio: Radio, actual: Settings, path: Path) -> Calibration:
+    """Calibrate a radio right before it runs, so that everything holds, phases included, and set its gain again.
+
+    Its chains have to hear its transmitter through a splitter, as for `calibrate`, at the transmit gain of the
+    scenario. What the site file permits is sent, and the log takes a line.
+
+    Args:
+        scenario: of the radio.
+        radio: configured.
+        actual: settings it took.
+        path: of the file.
+
+    Raises:
+        RadioError: see `calibrate`.
+    """
+    options = Options(tx_gain_db=scenario.radio.tx_gain_db)
+    _require_able(scenario, radio, options)
+    site_file = find_site_file()
+    site = None if site_file is None else load_site(site_file)
+    log = (site.log if site is not None else None) or default_log()
+    if radio.source() is radio.sink():
+        # An emulated radio has its air in the place of a splitter; another one of the same seed has the same errors.
+        return calibrate(scenario, path, Options(), site=site, log=log)
+    try:
+        return calibrate_configured(scenario, radio, actual, path, options, site, log)
+    except RadioError as error:
+        raise RadioError(
+            f"the {radio.kind} radio cannot be calibrated before the run: {error}; without a splitter from its "
+            "transmitter to all of its receive chains leave --calibrate out"
+        ) from error
+    finally:
+        if actual.tx_gain_db:
+            radio.set_tx_gain_db(actual.tx_gain_db[0])
 
 
 # Estimating
@@ -562,6 +597,12 @@ def _open(scenario: Scenario, options: Options) -> Radio:
         make_link(scenario), channel=ChannelConfig(), beacon_channel=ChannelConfig(), losses=(), recorded=None
     )
     radio = backend(scenario.radio.kind).open(scenario.radio.address, link)
+    _require_able(scenario, radio, options)
+    return radio
+
+
+def _require_able(scenario: Scenario, radio: Radio, options: Options) -> None:
+    """Refuse what a radio cannot measure of itself."""
     n_tx, n_rx = radio.capabilities.n_tx, radio.capabilities.n_rx
     if not n_tx:
         raise RadioError(
@@ -579,7 +620,6 @@ def _open(scenario: Scenario, options: Options) -> Radio:
         )
     if not options.valid_s > 0:
         raise ScenarioError(f"valid_s={options.valid_s:g}: it must be positive")
-    return radio
 
 
 def _amplitude(scenario: Scenario, radio: Radio, options: Options) -> float:

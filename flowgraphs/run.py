@@ -306,6 +306,7 @@ def run_random_access(
     duration_s: float | None = None,
     size_bytes: float | None = None,
     role: Role = "both",
+    calibrate: bool = False,
 ) -> RunResult:
     """Run the random-access link and leave a run folder.
 
@@ -321,6 +322,7 @@ def run_random_access(
         duration_s: end the run once so much is recorded; None: no limit.
         size_bytes: end it before the received data exceed this; None: no limit.
         role: "both" runs the scenario's terminals in this process, too; "base" leaves them to others.
+        calibrate: measure the radio's receive chains right before, as they are tuned then, and correct them by that.
 
     Returns:
         Folder, metrics, and whether Ctrl-C ended it.
@@ -332,6 +334,11 @@ def run_random_access(
         raise ScenarioError(f"frames={n_frames}: at least 1 frame must be sent")
     if not (record or receive):
         raise ScenarioError("nothing to do: a run records, receives, or both")
+    if calibrate and scenario.radio.calibration is not None:
+        raise ScenarioError(
+            f"radio.calibration={scenario.radio.calibration} is given, and the radio is to be calibrated now: leave "
+            "one of them out"
+        )
     detector = make_detector(scenario)
     recorded, replayed = recorded_channel(scenario) if scenario.channel.kind == "recorded" else (None, None)
     radio = make_radio(scenario, recorded)
@@ -355,6 +362,7 @@ def run_random_access(
             duration_s=duration_s,
             size_bytes=size_bytes,
             with_terminals=role == "both" and bool(scenario.terminals),
+            calibrate=calibrate,
         )
 
 
@@ -387,6 +395,7 @@ def _run_over(
     duration_s: float | None,
     size_bytes: float | None,
     with_terminals: bool,
+    calibrate: bool,
 ) -> RunResult:
     """See `run_random_access`; what is opened beside the radio is closed with `opened`."""
     requested = requested_settings(scenario, radio)
@@ -405,7 +414,12 @@ def _run_over(
     if with_terminals:
         terminals = opened.enter_context(Terminals(scenario, run_folder, n_frames * scenario.frame.frame_s))
     run_folder.create(overwrite)
-    if calibration is not None:
+    if calibrate:
+        # Which itself asks for a link and its settings.
+        from .calibrate import calibrate_for_run
+
+        calibration = calibrate_for_run(scenario, radio, actual, run_folder.calibration)
+    elif calibration is not None:
         calibration.write(run_folder.calibration)
     run: dict[str, Any] = {
         "format": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -446,3 +447,84 @@ def test_planted_errors_of_virtual_n210s_are_found(units, boards: int, tmp_path:
     assert found["turnaround"]["samples"] == pytest.approx(12, abs=0.01)
     assert found["valid"]["tune"]
     assert found["valid"]["rx_gain_db"][0]["low"] < 5 < found["valid"]["rx_gain_db"][0]["high"]
+
+
+# Right before a run
+
+
+def test_a_run_calibrates_its_radio_first(tmp_path: Path) -> None:
+    scenario = load_scenario("lab", SMALL)
+    result = run_random_access(scenario, tmp_path / "run", n_frames=6, calibrate=True)
+    told = json.loads(result.folder.run_json.read_text())["calibration"]
+    assert told["worst_residual"]["phase_deg"] < 1
+    assert load_calibration(result.folder.calibration).worst() == told["worst_residual"]
+    # It is what a calibration before would have found, and what a replay corrects by.
+    before = calibrate(scenario, tmp_path / "x.calibration.json")
+    assert load_calibration(result.folder.calibration).chains == before.chains
+    replayed = replay_run(tmp_path / "run")
+    assert replayed.equal == replayed.live == 6
+    named = load_scenario("lab", [*SMALL, f"radio.calibration={tmp_path / 'x.calibration.json'}"])
+    with pytest.raises(ScenarioError, match="leave one of them out"):
+        run_random_access(named, tmp_path / "other", n_frames=2, calibrate=True)
+
+
+def test_calibration_before_a_run_needs_something_that_is_sent(tmp_path: Path) -> None:
+    for arguments in (["run", "random-access", "--role", "users"], ["record", "--raw"]):
+        shown = CliRunner().invoke(app, [*arguments, "--calibrate", "--folder", str(tmp_path / "x")])
+        assert isinstance(shown.exception, ScenarioError)
+        assert "--calibrate" in str(shown.exception)
+    assert not (tmp_path / "x").exists()
+
+
+def record_calibrated(folder: Path, *settings: str) -> subprocess.CompletedProcess[str]:
+    """What a base station over a virtual N210 hears, calibrated first; nobody answers it."""
+    pytest.importorskip("gnuradio.uhd", reason="gr-uhd is not installed")
+    base = (
+        "radio.kind=uhd", f'radio.address="type=usrp2,addr={FIRST},rx_subdev=A:0 A:0"', "frame.sample_rate_hz=1e6",
+        "radio.n_antennas=2", "radio.frequency_hz=2e9", "radio.tx_gain_db=25", "radio.rx_gain_db=5",
+    )  # fmt: skip
+    given = [part for setting in (*base, *settings) for part in ("--set", setting)]
+    command = [sys.executable, "-m", "semair.cli", "run", "random-access", "--role", "base", "--calibrate", "-n", "5"]
+    return subprocess.run(
+        ["timeout", "100", *command, "--folder", str(folder), "--no-report", "--json", *given],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "XDG_STATE_HOME": str(folder.parent)},
+    )
+
+
+@pytest.mark.slow
+def test_phases_that_were_measured_right_before_hold_for_the_run(units, tmp_path: Path) -> None:
+    air, (first, _) = units
+    gains = np.array([0.9 * np.exp(0.3j), 0.6 * np.exp(-1.1j)])
+    for chain, gain in zip(first.radio.rx, gains, strict=True):
+        air.set_path(chain, first.radio.tx[0], np.array([gain]))
+    done = record_calibrated(tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    folder = RunFolder(tmp_path / "run")
+    found = load_calibration(folder.calibration)
+    # Both channels share one oscillator, so that what was planted is what differs.
+    assert found.chains[1].phase_deg == pytest.approx(np.degrees(np.angle(gains[1] / gains[0])), abs=0.2)
+    assert found.chains[1].gain_db == pytest.approx(20 * np.log10(abs(gains[1] / gains[0])), abs=0.02)
+    run = json.loads(folder.run_json.read_text())
+    assert run["calibration"]["worst_residual"] == found.worst()
+    # What was recorded after it has those phases: the beacon itself, heard by both chains.
+    recording = Recording.open(folder.recording)
+    heard = recording.read(0, recording.n_samples)
+    loud = np.abs(heard[0]) > 0.5 * np.abs(heard[0]).max()
+    turned = np.degrees(np.angle(np.vdot(heard[0, loud], heard[1, loud])))
+    assert degrees(turned - found.chains[1].phase_deg) == pytest.approx(0, abs=1)
+    assert first.radio.tx[0].tunings[-1].gain_db <= -31.5
+
+
+@pytest.mark.slow
+def test_a_radio_without_a_splitter_is_told_so_and_left_silent(units, tmp_path: Path) -> None:
+    air, (first, _) = units
+    for chain in first.radio.rx:
+        air.set_path(chain, first.radio.tx[0], np.zeros(1))
+    done = record_calibrated(tmp_path / "run")
+    assert done.returncode == RadioError.exit_code, done.stderr
+    said = " ".join(done.stderr.split())
+    assert "cannot be calibrated before the run" in said and "leave --calibrate out" in said
+    assert first.radio.tx[0].tunings[-1].gain_db <= -31.5
