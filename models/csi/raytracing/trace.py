@@ -73,7 +73,11 @@ def main() -> None:
     args.output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = args.output.with_name(args.output.name + ".part")
     try:
+        unfinished.touch()
+        readable = unfinished.stat().st_mode
         save_file(arrays, unfinished, metadata)
+        # The library writes for the owner's eyes only.
+        unfinished.chmod(readable)
         os.replace(unfinished, args.output)
     finally:
         unfinished.unlink(missing_ok=True)
