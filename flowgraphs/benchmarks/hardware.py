@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import _hardware_calibration, _hardware_faults, _hardware_n210, _hardware_pluto
+from . import _hardware_calibration, _hardware_faults, _hardware_link, _hardware_n210, _hardware_pluto
 from .entry import Measurement
 
 AREA = "hardware"
@@ -15,4 +15,5 @@ def measurements(quick: bool) -> list[Measurement]:
         *_hardware_n210.measurements(quick),
         *_hardware_calibration.measurements(quick),
         *_hardware_faults.measurements(quick),
+        *_hardware_link.measurements(quick),
     ]
