@@ -107,11 +107,12 @@ class UserTerminal(Failsafe, gr.sync_block):
         # A sounding behind the slots needs room before the next frame.
         room = fmt.frame_samples - fmt.used_samples - 2 * fmt.guard_samples
         self._can_check = sounding is not None and len(sounding) <= room
-        for name in ("sent", "events"):
-            self.message_port_register_out(pmt.intern(name))
-        for name, handler in (("frames", self.handle_frame), ("preambles", self.handle_preamble)):
-            self.message_port_register_in(pmt.intern(name))
-            self.set_msg_handler(pmt.intern(name), handler)
+        self.message_port_register_in(pmt.intern("frames"))
+        self.message_port_register_in(pmt.intern("preambles"))
+        self.message_port_register_out(pmt.intern("sent"))
+        self.message_port_register_out(pmt.intern("events"))
+        self.set_msg_handler(pmt.intern("frames"), self.handle_frame)
+        self.set_msg_handler(pmt.intern("preambles"), self.handle_preamble)
 
     @property
     def is_timed(self) -> bool:
