@@ -39,6 +39,7 @@ from ..run import make_link, run_random_access
 from ..runfolder import RX_NAME
 from ..scenario import Scenario, load_scenario
 from ._captures_recorder import share_interval
+from ._hardware_pulse import resident_bytes
 from .entry import Entry, Measurement, OnShare
 
 LIMIT_S = 2.0
@@ -101,6 +102,7 @@ def measurements(quick: bool) -> list[Measurement]:
             if count
         ),
         Measurement(("faults/zmq-garbage",), partial(disturb, garbage, 1), 3.0 if quick else 30.0),
+        *([] if quick else [Measurement(("zmq/fuzzed-failures",), partial(fuzz, 600.0, 1), 600.0)]),
     ]
 
 
@@ -158,6 +160,41 @@ def disturb(count: int, seed: int, tell: OnShare) -> Iterator[Entry]:
         decided = int(result.metrics["frames"]["decided"])
         settings = {"garbage": sent[0], "refused": server.counts["malformed"], "frames": frames, "seed": seed}
     yield Entry("faults/zmq-garbage", decided / frames, share_interval(decided, frames), "1", 1.0, settings)
+
+
+def fuzz(duration_s: float, seed: int, tell: OnShare) -> Iterator[Entry]:
+    """Failures while strangers send garbage and a client runs: of the server, of that client, and of memory."""
+    frames = 60
+    runs = undecided = 0
+    begin, before = time.monotonic(), 0
+    with tempfile.TemporaryDirectory(prefix="semair-fault-") as folder, RadioServer("loopback") as server:
+        stop = threading.Event()
+        sent = [0]
+        stranger = threading.Thread(target=_send_garbage, args=(server.endpoint, 1 << 62, seed, stop, sent))
+        stranger.start()
+        try:
+            while (passed := time.monotonic() - begin) < duration_s:
+                run = run_random_access(_over(server.endpoint), Path(folder) / "run", n_frames=frames, overwrite=True)
+                undecided += frames - int(run.metrics["frames"]["decided"])
+                runs += 1
+                # What is compiled and kept at first use belongs to no leak.
+                before = before if runs > 3 else resident_bytes()
+                tell(min(1.0, passed / duration_s))
+        finally:
+            stop.set()
+            stranger.join()
+        refused = server.counts["malformed"]
+        grown = resident_bytes() - before
+    failures = undecided + (refused == 0) + (grown > 64 << 20)
+    settings: dict[str, Any] = {
+        "messages": sent[0],
+        "refused": refused,
+        "runs": runs,
+        "frames": runs * frames,
+        "undecided": undecided,
+    }
+    settings |= {"duration_s": duration_s, "seed": seed, "grown_bytes": grown}
+    yield Entry("zmq/fuzzed-failures", float(failures), None, "1", 0.0, settings)
 
 
 def _over(endpoint: str) -> Scenario:

@@ -101,8 +101,9 @@ def fuzz(duration_s: float, seed: int, tell: OnShare) -> Iterator[Entry]:
         grown = _resident_bytes() - before
         streaming.join()
         answers = b"fdd" in _tool("iio_attr", "-u", radio.uri, "-d", "ad9361-phy", "ensm_mode")
-        # The kernel buffers of some megabytes, and the ring of the air.
-        failures = (not answers) + (served[0].get("rx_hz", 0.0) < 0.95e6) + unanswered + (grown > 64 << 20)
+        # The kernel buffers of some megabytes, and the ring of the air. How near to its rate the client comes tells how
+        # busy the machine is; that it is served at all is what the server owes it.
+        failures = (not answers) + (served[0].get("rx_hz", 0.0) < 0.5e6) + unanswered + (grown > 64 << 20)
     settings = {"requests": sent, "duration_s": duration_s, "seed": seed, "grown_bytes": grown}
     settings |= {f"client_{name}": value for name, value in served[0].items()}
     yield Entry("pluto/fuzzed-failures", float(failures), None, "1", 0.0, settings)

@@ -14,6 +14,7 @@ pytest.importorskip("gnuradio.blocks", reason="GNU Radio is not installed")
 from semair.captures.writer import RecordingWriter
 from semair.flowgraphs.benchmarks import _hardware_faults as faults
 from semair.flowgraphs.benchmarks import hardware
+from semair.flowgraphs.benchmarks._hardware_pulse import Pulse
 
 
 def only(entries):
@@ -109,6 +110,56 @@ def test_a_usrp_that_is_unplugged_and_one_that_never_was(tmp_path):
     assert faults._is_whole(tmp_path / "run")
     _, report = faults._open_nobody(tmp_path)
     assert "No devices found" in report
+
+
+@pytest.mark.slow
+def test_garbage_does_a_served_radio_no_harm():
+    entry = only(faults.fuzz(1.0, 3, ignore))
+    assert (entry.name, entry.value, entry.settings["undecided"]) == ("zmq/fuzzed-failures", 0.0, 0)
+    assert entry.settings["refused"] > 0
+
+
+def test_a_pulse_is_missed_only_while_somebody_looks():
+    count, now = [0], [0.0]
+    pulse = Pulse(lambda: count[0], lambda: now[0])
+    for _ in range(100):
+        # Nothing has begun yet.
+        now[0] += 0.02
+        pulse.look()
+    assert pulse.longest_s == 0
+    count[0] = 1
+    pulse.look()
+    for _ in range(50):
+        now[0] += 0.02
+        pulse.look()
+    assert pulse.longest_s == pytest.approx(1.0)
+    # The machine was busy for a minute: that is no minute of silence.
+    now[0] += 60
+    pulse.look()
+    assert pulse.longest_s == pytest.approx(1.2)
+    count[0] = 2
+    pulse.look()
+    now[0] += 0.02
+    pulse.look()
+    assert pulse.longest_s == pytest.approx(1.2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "series", "words"),
+    [
+        ("overflow", partial(faults._stream_iio, "lose", "readbuf", "overflows"), "overflows"),
+        ("attribute", partial(faults._refuse, faults._REFUSED), "refuses"),
+        ("garbage", partial(faults._refuse, faults._GARBAGE), "ip:127.0.0.1"),
+        ("timeout", partial(faults._refuse, faults._SILENCE), "vanished"),
+        ("busy", faults._open_busy_iio, "is busy"),
+    ],
+)
+def test_an_iio_radio_reports_what_it_meets_and_goes_on(name, series, words):
+    pytest.importorskip("adi", reason="pyadi-iio is not installed")
+    entry = only(faults.inject_series(name, series, words, 1, ignore))
+    # How soon depends on the machine; what and that nothing is left behind does not.
+    assert not entry.settings.get("left") and not entry.settings.get("other_reports"), entry.settings
 
 
 def test_the_quick_look_has_fewer_of_them():
