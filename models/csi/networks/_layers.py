@@ -21,12 +21,13 @@ class Attention(nn.Module):
 
     def split(self, x: Tensor) -> Tensor:
         """(batch, token, width) -> (batch, head, token, width / heads)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, x.shape[2] // self.heads).transpose(1, 2)
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None) -> Tensor:
         """Attention between projected tokens, before the output projection; (batch, query, width)."""
         q, k, v = self.split(query), self.split(key), self.split(value)
-        return nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return mixed.transpose(1, 2).reshape(query.shape)
 
     def forward(self, x: Tensor, source: Tensor, bias: Tensor | None = None) -> Tensor:
         """(batch, query, width) and (batch, key, width) -> (batch, query, width)."""

@@ -68,11 +68,11 @@ class _Decoder(nn.Module):
     def forward(self, code: Tensor, condition: Tensor, present: Tensor) -> Tensor:
         n_batch, n_users = code.shape[:2]
         condition = condition.flatten(0, 1)
-        x = self.expand(code.flatten(0, 1)).unflatten(-1, (2, *self.size))
+        x = self.expand(code.flatten(0, 1)).reshape(n_batch * n_users, 2, *self.size)
         for attend, block in zip(self.attend, self.blocks, strict=True):
             x = nn.functional.leaky_relu(x + block(attend(x, condition)), 0.3)
         real, imag = self.last(x).unbind(1)
-        return torch.cat([real, imag], -1).unflatten(0, (n_batch, n_users))
+        return torch.cat([real, imag], -1).reshape(n_batch, n_users, self.size[0], 2 * self.size[1])
 
 
 class _Convolution(nn.Sequential):

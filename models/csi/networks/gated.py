@@ -139,37 +139,42 @@ class _Layer(nn.Module):
             nn.init.constant_(self.gate.bias, _SHUT)
 
     def forward(self, x: Tensor, condition: Tensor, present: Tensor | None = None) -> Tensor:
-        """(batch, token, width) with conditions (batch, width), or both with a user axis behind the batch."""
-        parts = self.modulate(condition)[..., None, :].chunk(6 if self.joint else 4, -1)
+        """Mix.
+
+        Args:
+            x: (batch, token, width); where there are users, those of one drop follow each other.
+            condition: (batch, number).
+            present: (drop, user): 1 for users that are heard; None without users.
+        """
+        modulation = self.modulate(condition).reshape(x.shape[0], 1, 6 if self.joint else 4, x.shape[2])
+        parts = modulation.unbind(2)
         normed = self.norm(x) * (1 + parts[0]) + parts[1]
-        flat = normed.reshape(-1, *normed.shape[-2:])
-        x = x + self.attention(flat, flat).reshape(x.shape)
-        if self.joint and present is not None and x.shape[1] > 1:
-            normed = self.norm(x) * (1 + parts[4]) + parts[5]
-            x = x + self._from_others(normed, present)
+        x = x + self.attention(normed, normed)
+        if self.joint and present is not None and present.shape[1] > 1:
+            x = x + self._from_others(self.norm(x) * (1 + parts[4]) + parts[5], present)
         return x + self.feedforward(self.norm(x) * (1 + parts[2]) + parts[3])
 
     def _from_others(self, x: Tensor, present: Tensor) -> Tensor:
-        n_batch, n_users, n_tokens, width = x.shape
+        n_all, n_tokens, width = x.shape
+        n_drops, n_users = present.shape
         attention = self.others
-        flat = x.flatten(0, 1)
-        # Of each user the tokens of all others: (batch, user, other, token, width), then in a row, then the silence.
+        # Of each user the tokens of all others: (drop, user, other, token, width), then in a row, then the silence.
         rest = [[j for j in range(n_users) if j != i] for i in range(n_users)]
-        index = torch.tensor(rest, dtype=torch.long, device=x.device).reshape(n_users, n_users - 1)
-        near = self.near.repeat(1, 1, n_users - 1)
-        heard = ((1 - present) * -_NEVER)[:, index].repeat_interleave(n_tokens, -1)
-        bias = nn.functional.pad(near + heard[:, :, None, None], (0, 1)).flatten(0, 1)
+        index = torch.tensor(rest, dtype=torch.long, device=x.device).reshape(n_users * (n_users - 1))
+        unheard = ((1 - present) * -_NEVER)[:, index].reshape(n_all, 1, 1, n_users - 1, 1)
+        near = self.near.repeat(1, 1, n_users - 1).reshape(1, attention.heads, n_tokens, n_users - 1, n_tokens)
+        bias = nn.functional.pad((near + unheard).reshape(n_all, attention.heads, n_tokens, -1), (0, 1))
 
         def from_others(projected: Tensor, silence: Tensor) -> Tensor:
-            split = projected.unflatten(0, (n_batch, n_users))[:, index].flatten(2, 3).flatten(0, 1)
-            return torch.cat([split, silence.expand(n_batch * n_users, 1, width)], 1)
+            picked = projected.reshape(n_drops, n_users, n_tokens, width)[:, index]
+            picked = picked.reshape(n_all, (n_users - 1) * n_tokens, width)
+            return torch.cat([picked, silence.reshape(1, 1, width).expand(n_all, 1, width)], 1)
 
-        key = from_others(attention.key(flat), attention.key(self.nothing))
-        value = from_others(attention.value(flat), torch.zeros_like(self.nothing))
+        key = from_others(attention.key(x), attention.key(self.nothing))
+        value = from_others(attention.value(x), torch.zeros_like(self.nothing))
         # No bias behind the values: nothing heard is nothing said.
-        found = nn.functional.linear(attention.mix(attention.query(flat), key, value, bias), attention.out.weight)
-        found = found.unflatten(0, (n_batch, n_users))
-        return found * torch.sigmoid(self.gate(torch.cat([x, found], -1)))
+        found = nn.functional.linear(attention.mix(attention.query(x), key, value, bias), attention.out.weight)
+        return found * torch.sigmoid(self.gate(torch.cat([x, found], 2)))
 
 
 class _Conditions(nn.Sequential):
@@ -209,7 +214,7 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     def __init__(self, c: GatedConfig) -> None:
         super().__init__()
-        self.tokens, self.size = c.tokens, (c.n_taps, c.n_antennas)
+        self.tokens, self.size, self.code_width = c.tokens, (c.n_taps, c.n_antennas), c.code_width
         self.n_tokens, n_out = _token_shape(c)
         self.linear = _LinearCode(c)
         self.expand = nn.Linear(2 * c.max_length, self.n_tokens * c.code_width)
@@ -226,16 +231,15 @@ class _Decoder(nn.Module):
     def forward(self, code: Tensor, condition: Tensor, present: Tensor) -> Tensor:
         n_batch, n_users = code.shape[:2]
         flat, flat_condition = code.flatten(0, 1), condition.flatten(0, 1)
-        estimate = torch.cat([part.unflatten(-1, self.size) for part in self.linear.decode(flat, flat_condition)], -1)
-        raw = self.expand(flat).unflatten(-1, (self.n_tokens, -1))
-        x = self.embedding(torch.cat([raw, _tokens(estimate, self.tokens)], -1), flat_condition)
-        x = x.unflatten(0, (n_batch, n_users))
-        modulation = self.conditions(condition)
+        estimate = torch.cat([part.reshape(-1, *self.size) for part in self.linear.decode(flat, flat_condition)], 2)
+        raw = self.expand(flat).reshape(n_batch * n_users, self.n_tokens, self.code_width)
+        x = self.embedding(torch.cat([raw, _tokens(estimate, self.tokens)], 2), flat_condition)
+        modulation = self.conditions(flat_condition)
         for layer in self.layers:
             x = layer(x, modulation, present)
         x = self.norm(x)
-        weighed = estimate.unflatten(0, (n_batch, n_users)) * _spread(self.weigh(x), self.tokens)
-        return weighed + _features(self.out(x), self.tokens, self.size)
+        found = estimate * _spread(self.weigh(x), self.tokens) + _features(self.out(x), self.tokens, self.size)
+        return found.reshape(n_batch, n_users, self.size[0], 2 * self.size[1])
 
 
 def _silent(linear: nn.Linear) -> nn.Linear:
@@ -246,9 +250,9 @@ def _silent(linear: nn.Linear) -> nn.Linear:
 
 
 def _spread(gain: Tensor, tokens: str) -> Tensor:
-    """Factors around 1, (..., token, complex number in it), for both parts of each number: (..., tap, 2 beams)."""
-    by_tap = 1 + (gain if tokens == "delay" else gain.transpose(-1, -2))
-    return torch.cat([by_tap, by_tap], -1)
+    """Factors around 1, (batch, token, complex number), for both parts of each number: (batch, tap, 2 beams)."""
+    by_tap = 1 + (gain if tokens == "delay" else gain.transpose(1, 2))
+    return torch.cat([by_tap, by_tap], 2)
 
 
 def _token_shape(c: GatedConfig) -> tuple[int, int]:
@@ -259,13 +263,13 @@ def _tokens(features: Tensor, tokens: str) -> Tensor:
     """(batch, tap, 2 beams) -> (batch, token, in)."""
     if tokens == "delay":
         return features
-    real, imag = features.chunk(2, -1)
-    return torch.cat([real, imag], -2).transpose(-1, -2)
+    real, imag = features.chunk(2, 2)
+    return torch.cat([real, imag], 1).transpose(1, 2)
 
 
 def _features(x: Tensor, tokens: str, size: tuple[int, int]) -> Tensor:
-    """(..., token, out) -> (..., tap, 2 beams)."""
+    """(batch, token, out) -> (batch, tap, 2 beams)."""
     if tokens == "delay":
         return x
-    real, imag = x.transpose(-1, -2).split(size[0], -2)
-    return torch.cat([real, imag], -1)
+    n_taps = size[0]
+    return torch.cat([x[:, :, :n_taps].transpose(1, 2), x[:, :, n_taps:].transpose(1, 2)], 2)

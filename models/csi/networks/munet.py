@@ -47,7 +47,7 @@ class MUNet(Network):
 class _Decoder(nn.Module):
     def __init__(self, c: MUNetConfig) -> None:
         super().__init__()
-        self.n_tokens, self.fusion = c.n_taps, c.fusion
+        self.n_tokens, self.code_width, self.fusion = c.n_taps, c.code_width, c.fusion
         self.expand = nn.Linear(2 * c.max_length, c.n_taps * c.code_width)
         self.embedding = Embedding(c.n_taps, c.code_width, c.width)
         alone = c.decoder_layers - c.joint_layers
@@ -59,10 +59,13 @@ class _Decoder(nn.Module):
 
     def forward(self, code: Tensor, condition: Tensor, present: Tensor) -> Tensor:
         n_batch, n_users = code.shape[:2]
-        x = self.embedding(self.expand(code.flatten(0, 1)).unflatten(-1, (self.n_tokens, -1)), condition.flatten(0, 1))
+        x = self.embedding(
+            self.expand(code.flatten(0, 1)).reshape(n_batch * n_users, self.n_tokens, self.code_width),
+            condition.flatten(0, 1),
+        )
         for layer in self.alone:
             x = layer(x)
-        x = x.unflatten(0, (n_batch, n_users))
+        x = x.reshape(n_batch, n_users, *x.shape[1:])
         # Weight of user j's tokens for user i: equal among the others that are there.
         others = present[:, None, :] * (1 - torch.eye(n_users, dtype=present.dtype, device=present.device))
         if self.fusion == "sum":
@@ -71,7 +74,7 @@ class _Decoder(nn.Module):
             if isinstance(layer, _JointLayer):
                 x = layer(x, others, self.fusion)
             else:
-                x = layer(x.flatten(0, 1)).unflatten(0, (n_batch, n_users))
+                x = layer(x.flatten(0, 1)).reshape(x.shape)
         return self.out(self.norm(x))
 
 
@@ -104,7 +107,7 @@ class _JointLayer(nn.Module):
             mixed = attention.mix(own["query"], other["key"], other["value"])
         else:
             mixed = attention.mix(other["query"], own["key"], own["value"])
-        pairs = mixed.unflatten(0, (n_batch, n_users, n_users))
+        pairs = mixed.reshape(n_batch, n_users, n_users, *mixed.shape[1:])
         weight = others / others.sum(-1, keepdim=True).clamp(min=1)
         mean = torch.einsum("bij,bijtd->bitd", weight, pairs)
         if fusion == "cross":
