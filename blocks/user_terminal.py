@@ -144,8 +144,10 @@ class UserTerminal(Failsafe, gr.sync_block):
         fields, _ = unpack(message)
         heard = fields["start"] + fields["fraction"]
         if self.turnaround_samples is None:
-            self._echoes.append(heard)
-            self._align()
+            # An echo of what was sent before everything began anew says nothing.
+            if self._sounded:
+                self._echoes.append(heard)
+                self._align()
             return
         due = [place for place in self._sounded if abs(heard - place - self.turnaround_samples) <= _AGREE_SAMPLES]
         if not due:
