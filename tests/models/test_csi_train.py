@@ -136,9 +136,10 @@ def test_shipped_configurations_build_and_fit_the_preset_they_name():
 
 def test_networks_that_are_compared_are_trained_alike():
     for numerology in ("lab", "paper"):
-        settings = {name: load_config(name) for name in shipped_configs() if name.startswith(f"{numerology}-")}
-        assert len({one.optimiser for one in settings.values()}) == 1
-        munets = [build_network(one) for one in settings.values() if one.network["kind"] == "munet"]
+        names = [name for name in shipped_configs() if name.startswith(f"{numerology}-")]
+        settings = [one for one in map(load_config, names) if one.network["kind"] != "gated"]
+        assert len({one.optimiser for one in settings}) == 1
+        munets = [build_network(one) for one in settings if one.network["kind"] == "munet"]
         assert len({sum(p.numel() for p in network.parameters()) for network in munets}) == 1
 
 
