@@ -49,11 +49,11 @@ def run_metrics(
             "false": len(decisions) - len(rows),
             "counted_on": int(np.count_nonzero(decisions["counted"])),
         }
-        active = unpack_users(sent["active"], scenario.users.n_users)
-        loud = sent["frame"] >= scenario.quiet_frames
+        loud = judged(decisions, truth, scenario)
+        active = unpack_users(truth["active"][loud[1]], scenario.users.n_users)
         if scenario.quiet_frames:
             metrics["frames"]["quiet"] = int(np.count_nonzero(truth["frame"] < scenario.quiet_frames))
-        metrics["detection"] = detection(rows[loud], active[loud], scenario)
+        metrics["detection"] = detection(decisions[loud[0]], active, scenario)
         metrics["synchronisation"] = synchronisation(rows, sent, source, scenario)
     return metrics
 
@@ -71,6 +71,13 @@ def matched(decisions: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.nd
     _, left, right = np.intersect1d(decisions["frame"], truth["frame"], return_indices=True)
     order = np.argsort(left)
     return left[order], right[order]
+
+
+def judged(decisions: np.ndarray, truth: np.ndarray, scenario: Scenario) -> tuple[np.ndarray, np.ndarray]:
+    """As `matched`, without the quiet frames at the beginning: where nobody may send there is nothing to detect."""
+    known, at_truth = matched(decisions, truth)
+    loud = truth["frame"][at_truth] >= scenario.quiet_frames
+    return known[loud], at_truth[loud]
 
 
 def detection(rows: np.ndarray, active: np.ndarray, scenario: Scenario) -> dict[str, Any]:

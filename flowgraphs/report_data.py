@@ -17,7 +17,7 @@ from ..errors import RecordingError
 from ..models.statistics import Interval, mean_ci95
 from ..models.uad import detectors as engines
 from ..models.uad.detectors.base import Detector
-from .metrics import matched, run_metrics
+from .metrics import judged, run_metrics
 from .run import make_detector
 from .runfolder import RunFolder, unpack_users
 from .scenario import Scenario
@@ -266,7 +266,7 @@ def rerun_detectors(
     snapshots, decisions = run.snapshots[:kept], run.decisions[:kept]
     same = snapshots["frame"] == decisions["frame"]
     snapshots, decisions = snapshots[same], decisions[same]
-    known, at_truth = matched(decisions, run.truth)
+    known, at_truth = judged(decisions, run.truth, run.scenario)
     known, at_truth = known[:_RERUN_SLOTS], at_truth[:_RERUN_SLOTS]
     rows, values = decisions[known], snapshots["values"][known]
     sent = unpack_users(run.truth["active"][at_truth], run.scenario.users.n_users)
@@ -412,7 +412,7 @@ def antenna_levels(recording: Recording) -> Levels:
 
 
 def with_truth(run: Run, decisions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Decisions on frames that were sent, and who was active in them, bool (row, user)."""
+    """Decisions on frames in which users might send, and who was active in them, bool (row, user)."""
     assert run.truth is not None
-    known, at_truth = matched(decisions, run.truth)
+    known, at_truth = judged(decisions, run.truth, run.scenario)
     return decisions[known], unpack_users(run.truth["active"][at_truth], run.scenario.users.n_users)

@@ -308,6 +308,16 @@ def test_a_killed_run_is_reported_from_its_tables(run):
     assert "samples lost" not in page.rows("losses-table")
 
 
+def test_frames_in_which_nobody_may_send_are_not_judged(made):
+    folder = made("users.quiet_frames=6")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    page = report_of(folder, detectors=[])
+    assert metrics["frames"]["quiet"] == 6
+    slots = [row["values"][0] for row in page.tables["detection-table"] if row["values"]]
+    assert slots == [row["slots"] for row in metrics["detection"].values()]
+    assert sum(slots) == metrics["frames"]["decided"] - 6
+
+
 def test_a_radio_that_tells_no_arrivals_has_no_timing_errors(run):
     truth = np.load(run / "truth.npy")
     truth["arrival"] = np.nan
