@@ -117,6 +117,12 @@ def test_users_matter_to_each_other_where_they_are_decoded_together(name):
     assert (float(difference) == 0) == (name in ALONE)
 
 
+def test_users_who_sent_different_words_are_recovered_differently(name):
+    network = made(name)
+    found = decoded(network, gaussian(3, 2, LENGTH), torch.ones(3, 2, dtype=torch.bool))
+    assert float((found[:, 0] - found[:, 1]).abs().max()) > 1e-2
+
+
 def test_a_missing_neighbour_leaves_exactly_the_single_user_decoder(name):
     if name.startswith("rca"):
         pytest.skip("its residual cut has no meaning for one user; see the published description")

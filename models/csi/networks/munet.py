@@ -26,7 +26,7 @@ class MUNetConfig(AttentionConfig):
         "residual-value",
         description="residual-value: SA-RCA-MUNet, x_i + V_i - Attn(Q_j, K_i, V_i); residual-token: SA-RCA-MUNet, "
         "x_i + x_j - Attn(Q_j, K_i, V_i); cross: SA-CA-MUNet, queries of the user over keys and values of the others; "
-        "sum: Distributed DeepCMC, features of the others are added; none: vanilla Transformer, every user alone",
+        "sum: Distributed DeepCMC, a share of the others' features is added; none: vanilla Transformer, users alone",
     )
     joint_layers: int = Field(2, ge=1, le=16, description="last layers of the decoder, where users meet")
 
@@ -54,6 +54,9 @@ class _Decoder(nn.Module):
         self.alone = nn.ModuleList(SelfLayer(c.width, c.heads, c.feedforward) for _ in range(alone))
         joint = SelfLayer if c.fusion in ("none", "sum") else _JointLayer
         self.joint = nn.ModuleList(joint(c.width, c.heads, c.feedforward) for _ in range(c.joint_layers))
+        if c.fusion == "sum":
+            # A plain sum would leave users alike; each feature has its own share of the others'.
+            self.share = nn.Parameter(torch.full((c.width,), 0.5))
         self.norm = nn.LayerNorm(c.width)
         self.out = nn.Linear(c.width, 2 * c.n_antennas)
 
@@ -69,7 +72,7 @@ class _Decoder(nn.Module):
         # Weight of user j's tokens for user i: equal among the others that are there.
         others = present[:, None, :] * (1 - torch.eye(n_users, dtype=present.dtype, device=present.device))
         if self.fusion == "sum":
-            x = x + torch.einsum("bij,bjtd->bitd", others, x)
+            x = x + self.share * torch.einsum("bij,bjtd->bitd", others, x)
         for layer in self.joint:
             if isinstance(layer, _JointLayer):
                 x = layer(x, others, self.fusion)
