@@ -174,7 +174,8 @@ class RandomAccess(gr.top_block):
         Args:
             answered: frames decided or dropped so far.
         """
-        if self.radio.capabilities.emulates_users or not self.frame_transmitter.ended:
+        can = self.radio.capabilities
+        if can.emulates_users or not can.n_tx or not self.frame_transmitter.ended:
             return False
         if self._all_sent is None:
             self._all_sent = self._received()
