@@ -70,7 +70,7 @@ def nmse_figure(sweeps: Mapping[str, Rows]) -> Figure:
     there = {name: rows for name, rows in sweeps.items() if rows}
     names = list(dict.fromkeys(row["contender"] for rows in there.values() for row in rows))
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(3.4 * len(there) + 2.2, 4.2), dpi=130, layout="constrained")
+        figure = Figure(figsize=(3.4 * len(there) + 4.0, 4.2), dpi=130, layout="constrained")
         FigureCanvasAgg(figure)
         panels = figure.subplots(1, len(there), sharey=True, squeeze=False)[0]
         handles: dict[str, Any] = {}

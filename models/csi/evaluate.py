@@ -128,7 +128,11 @@ class NetworkContender:
 
 
 class LinearContender:
-    """`KltCode` with the joint linear decoder, from draws of the training split."""
+    """`KltCode` with the joint linear decoder, from draws of the training split.
+
+    Attributes:
+        variances: float64, (component,): of its components, descending.
+    """
 
     name = KLT
 
@@ -137,6 +141,7 @@ class LinearContender:
         drops = [source.draw(_CHUNK, generator).delay_angle for _ in range(_KLT_DROPS // _CHUNK)]
         csi = torch.cat(drops).numpy()
         self._joint, self._alone = KltCode(csi), KltCode(csi, joint=False)
+        self.variances = self._alone.variances
 
     def recover(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """See `Contender`; where not all users are heard, each is decoded alone."""
