@@ -41,7 +41,7 @@ class UserTerminal(Failsafe, gr.sync_block):
     - With a clock (`sounding` None): the stream holds bursts alone, each tagged `tx_sob`, `tx_time` and `tx_eob`.
     - Without: the stream never pauses. How much later than the transmitted stream the received one counts is learnt by
       hearing oneself: soundings are sent until three agree, and one now and then behind the slots of a frame tells
-      whether it still holds.
+      whether it still holds; where a beacon stood at the wrong place, one is enough.
 
     Nothing is sent before the beacon was heard some times in a row, nor, without a clock, before the delay is known.
     Both begin anew, and what was planned is dropped, where a beacon stands at the wrong place, too many are missing, or
@@ -101,6 +101,7 @@ class UserTerminal(Failsafe, gr.sync_block):
         self._sounded: deque[int] = deque(maxlen=64)
         self._echoes: deque[float] = deque(maxlen=64)
         self._doubts = 0
+        self._former: float | None = None
         self._next_sounding = 0
         self._spacing = np.random.default_rng(1)
         self._checked = 0
@@ -135,7 +136,10 @@ class UserTerminal(Failsafe, gr.sync_block):
             self._begin_anew(f"beacon_{heard}", frame)
             self._next = 0
             if heard == "jumped":
+                # Either the base station began anew, or samples were lost here: one sounding tells.
+                former = self.turnaround_samples or self._former
                 self._forget_turnaround()
+                self._former = former
         self._plan()
 
     @guarded
@@ -157,13 +161,17 @@ class UserTerminal(Failsafe, gr.sync_block):
             self._doubts = 0
 
     def _align(self) -> None:
-        """Take the delay on which most echoes agree."""
+        """Take the delay that held before, where an echo agrees with it; else that on which most echoes agree."""
         apart = np.subtract.outer(np.array(self._echoes), np.array(self._sounded)).ravel()
         agree = np.abs(apart[:, None] - apart) <= _AGREE_SAMPLES / 2
         best = int(np.argmax(agree.sum(axis=1)))
-        if agree[best].sum() < _AGREEING:
+        if self._former is not None and np.abs(apart - self._former).min() <= _AGREE_SAMPLES:
+            self.turnaround_samples = self._former
+        elif agree[best].sum() >= _AGREEING:
+            self.turnaround_samples = float(apart[agree[best]].mean())
+        else:
             return
-        self.turnaround_samples = float(apart[agree[best]].mean())
+        self._former = None
         self._echoes.clear()
         if not self._begun:
             # A sounding that waits would stand in the way of bursts.
@@ -182,7 +190,7 @@ class UserTerminal(Failsafe, gr.sync_block):
 
     def _forget_turnaround(self) -> None:
         if not self.is_timed:
-            self.turnaround_samples = self._pending = None
+            self.turnaround_samples = self._pending = self._former = None
             self._doubts = 0
             self._echoes.clear()
             self._sounded.clear()

@@ -124,8 +124,9 @@ class Ether:
     Transmission is heard `delay` samples later than the received stream counts.
     """
 
-    def __init__(self, delay: int, cfo_hz: float, n_frames: int) -> None:
+    def __init__(self, delay: int, cfo_hz: float, n_frames: int, restart: int = 0) -> None:
         self.delay = delay
+        self.restart = restart
         self.sent = np.zeros(n_frames * FMT.frame_samples + 2 * delay + 200_000, np.complex64)
         self.n_sent = 0
         self.changed = threading.Condition()
@@ -134,10 +135,14 @@ class Ether:
         self.heard = (1e-3 * (rng.standard_normal((n, 2)) @ np.array([1, 1j]))).astype(np.complex64)
         self.first = 2345
         for frame in range(n_frames - 1):
-            at = self.first + frame * FMT.frame_samples
+            at = self.begin(frame)
             waveform = beacon(FMT, frame)
             turns = cfo_hz / FMT.sample_rate_hz * (at + np.arange(len(waveform)))
             self.heard[at : at + len(waveform)] += 0.1 * waveform * np.exp(2j * np.pi * turns)
+
+    def begin(self, frame: int) -> int:
+        """Where a frame begins; from frame `restart` on all come later than they were due."""
+        return self.first + frame * FMT.frame_samples + (700 if 0 < self.restart <= frame else 0)
 
 
 class Antenna(Failsafe, gr.sync_block):
@@ -194,9 +199,18 @@ class Mast(Failsafe, gr.sync_block):
             return n
 
 
-def play(n_frames: int, *, delay: int = 3217, cfo_hz: float = 0.0, drop=(0, 0), slip=(0, 0), ahead: int = 20_000):
+def play(
+    n_frames: int,
+    *,
+    delay: int = 3217,
+    cfo_hz: float = 0.0,
+    drop=(0, 0),
+    slip=(0, 0),
+    ahead: int = 20_000,
+    restart: int = 0,
+):
     """Run a terminal on such a radio to its end; returns block, frames sent, events, and the radio."""
-    ether = Ether(delay, cfo_hz, n_frames)
+    ether = Ether(delay, cfo_hz, n_frames, restart)
     sounding = 0.05 * sync_sequence(FMT.model_copy(update={"sequence_seed": 77}))
     top = gr.top_block()
     antenna = Antenna(ether, *drop)
@@ -239,7 +253,7 @@ def bursts_stand_in_their_slots(ether: Ether, frames, cfo_hz: float = 0.0) -> li
     """Frames whose slot, as the base station hears it, holds what the terminal's users send."""
     right = []
     for frame in frames:
-        at = ether.first + frame * FMT.frame_samples + FMT.access_start - ether.delay
+        at = ether.begin(frame) + FMT.access_start - ether.delay
         expected = users().samples(frame, cfo_hz, 0.02)
         if np.abs(ether.sent[at : at + len(expected)] - expected).max() < 0.01 * np.abs(expected).max():
             right.append(frame)
@@ -288,6 +302,15 @@ def test_lost_samples_either_way_stop_it_until_it_is_aligned_again(what):
     assert len(early) > 5
     assert len(late) > 8
     assert bursts_stand_in_their_slots(ether, [*early, *late]) == [*early, *late]
+
+
+def test_where_the_base_station_alone_began_anew_one_sounding_is_enough():
+    terminal, sent, events, ether = play(110, restart=35)
+    assert events == ["aligned", "beacon_jumped", "aligned"]
+    assert terminal.turnaround_samples == pytest.approx(ether.delay, abs=0.2)
+    late = [frame for frame in sent if 80 <= frame < 98]
+    assert len(late) > 10
+    assert bursts_stand_in_their_slots(ether, late) == late
 
 
 def test_an_echo_of_a_sounding_that_is_forgotten_says_nothing():
