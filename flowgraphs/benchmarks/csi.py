@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from ...models.csi import networks
 from ...models.csi.channels import PRESETS
 from ...models.csi.evaluate import (
     KLT,
@@ -21,10 +19,10 @@ from ...models.csi.evaluate import (
     LinearContender,
     Row,
     load_contender,
+    part_latencies,
     shipped,
 )
 from ...models.csi.separate import best_nmse
-from ...models.engine import latencies
 from ...models.statistics import Interval, paired_ratio_ci95
 from . import _running
 from .entry import Entry, Measurement, OnShare, machine
@@ -197,23 +195,14 @@ def latency(numerology: str, n_runs: int, tell: OnShare) -> Iterator[Entry]:
         n_runs: timed.
         tell: told the share done.
     """
-    _, network = networks.load(shipped()[numerology])
-    c, rng = network.config, np.random.default_rng(1)
-    condition = network.conditions(torch.tensor([c.max_length // 2]), torch.tensor([10.0])).numpy()
-    features = rng.standard_normal((1, c.n_taps, 2 * c.n_antennas)).astype(np.float32)
-    code = rng.standard_normal((1, 2, 2 * c.max_length)).astype(np.float32)
-    both = np.repeat(condition[None], 2, axis=1)
-    parts: dict[str, tuple[torch.nn.Module, tuple[Any, ...], str]] = {
-        "encoder": (network.encoder, (features, condition), "below 1"),
-        "decoder": (network.decoder, (code, both, np.ones((1, 2), np.float32)), "below 3"),
-    }
-    for k, (name, (module, inputs, target)) in enumerate(parts.items()):
-        times = 1e3 * latencies(module, inputs, n_runs, [ENGINE])[ENGINE]
+    targets: dict[Literal["encoder", "decoder"], str] = {"encoder": "below 1", "decoder": "below 3"}
+    for k, (name, target) in enumerate(targets.items()):
+        times = 1e3 * part_latencies(numerology, name, n_runs, ENGINE)
         settings = {"numerology": numerology, "runs": n_runs, "batch": 1, "engine": ENGINE, "machine": machine()}
         for label, share in (("median", 0.5), ("p99", 0.99)):
             value, low, high = _running.quantile_ci95(times, share)
             yield Entry(f"{numerology}/latency/{name}/{label}", value, (low, high), "ms", target, settings)
-        tell((k + 1) / len(parts))
+        tell((k + 1) / len(targets))
 
 
 def _networks(*names: str) -> list[Contender]:

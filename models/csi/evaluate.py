@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ...errors import ScenarioError
 from ..cards import CARD_FILE, Card
+from ..engine import latencies
 from ..statistics import Interval, mean_ci95
 from ..training import derived_seed
 from . import networks
@@ -119,12 +120,12 @@ class NetworkContender:
 
     def __init__(self, name: str, network: networks.Network) -> None:
         self.name = name
-        self._network = network
+        self.network = network
 
     def recover(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """See `Contender`."""
         with torch.inference_mode():
-            return feed_back(self._network, batch, generator)
+            return feed_back(self.network, batch, generator)
 
 
 class LinearContender:
@@ -175,6 +176,33 @@ def load_contender(name: str) -> tuple[Card, NetworkContender]:
         )
     card, network = networks.load(folder)
     return card, NetworkContender(name, network)
+
+
+def part_latencies(
+    name: str, part: Literal["encoder", "decoder"], n_runs: int, engine: str = "onnxruntime", n_users: int = 2
+) -> NDArray[np.float64]:
+    """Time a user's encoder, or the joint decoder of some users, one thread, batch 1.
+
+    Args:
+        name: Of shipped weights, or a folder.
+        part: What is timed.
+        n_runs: How often.
+        engine: One of `models.engine.ENGINES`.
+        n_users: Of the decoder.
+
+    Returns:
+        float64, (n_runs,): seconds.
+    """
+    network = load_contender(name)[1].network
+    c, rng = network.config, np.random.default_rng(1)
+    condition = network.conditions(torch.tensor([c.max_length // 2]), torch.tensor([10.0])).numpy()
+    if part == "encoder":
+        features = rng.standard_normal((1, c.n_taps, 2 * c.n_antennas)).astype(np.float32)
+        return latencies(network.encoder, (features, condition), n_runs, [engine])[engine]
+    code = rng.standard_normal((1, n_users, 2 * c.max_length)).astype(np.float32)
+    conditions = np.repeat(condition[None], n_users, axis=1)
+    inputs = (code, conditions, np.ones((1, n_users), np.float32))
+    return latencies(network.decoder, inputs, n_runs, [engine])[engine]
 
 
 def contenders(numerology: str, names: Sequence[str] | None = None) -> list[Contender]:
