@@ -38,6 +38,7 @@ _KEPT_EVENTS = 10_000
 _SOUNDING_SEED = 1 << 20
 _SOUNDING_THRESHOLD = 0.25
 _GONE_S = 3.0
+_STOP_S = 10.0
 
 
 def sent_dtype(n_users: int) -> np.dtype:
@@ -362,7 +363,10 @@ class Terminals:
         for flowgraph in running:
             flowgraph.stop()
         for flowgraph in running:
-            flowgraph.wait()
+            # A driver whose device vanished may never come back.
+            waiter = threading.Thread(target=flowgraph.wait, name="terminal", daemon=True)
+            waiter.start()
+            waiter.join(_STOP_S)
         if self._log is not None:
             self._log.close()
         self._folder.write_json(self._folder.path / EVENTS_NAME, {"terminals": reports, "events": self._events})
