@@ -143,6 +143,9 @@ def test_readings_of_the_residual_cut_differ():
     assert all(float((a - b).abs().max()) > 1e-2 for a, b in pairwise(found))
 
 
+@pytest.mark.parametrize(
+    "name", [key if key in ("gated", "csinet") else pytest.param(key, marks=pytest.mark.slow) for key in KINDS]
+)
 def test_onnx_runtime_computes_what_torch_does(name):
     pytest.importorskip("onnxruntime")
     network = made(name)
