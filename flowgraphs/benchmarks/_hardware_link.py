@@ -100,15 +100,18 @@ def four_channels(n_frames: int, n_reference: int, tell: OnShare) -> Iterator[En
         },
     )
     due = int(unpack_users(truth["active"], len(_USERS)).sum())
+    # They plan ahead, beyond the last frame of the base station, too; one user each.
+    known = sent[np.isin(sent["frame"], truth["frame"])]
+    n_sent = len(np.unique(known[["frame", "terminal"]]))
     yield Entry(
         "link/bursts-sent",
-        len(sent) / due,
+        n_sent / due,
         None,
         "1",
         1.0,
         {
             "due": due,
-            "sent": len(sent),
+            "sent": n_sent,
             "terminals": [
                 {name: count for name, count in report.items() if isinstance(count, int)}
                 for report in metrics["terminals"]
@@ -195,6 +198,8 @@ def _bench() -> dict[str, Any]:
         # Not a whole number of frames, so that no slot meets a change every time.
         "redraw_s": 1.37 * _FRAME_S,
         "speed": _SPEED,
+        # A machine that is busy with other things computes the air later.
+        "history_s": 3.0,
         "channel": scenario.channel.model_dump(mode="json"),
         "n210": [{"address": first}, {"address": second, "mimo_master": first}],
         "pluto": [{"address": address, "ppm": ppm} for address, ppm in zip(_USERS, _PPM, strict=True)],
