@@ -224,7 +224,7 @@ def test_preamble_longer_than_the_slot_is_refused():
 
 
 def test_unknown_radio_names_the_known_ones(tmp_path):
-    with pytest.raises(RadioError, match=r"radio 'carrier pigeon' is not known; known are loopback, replay"):
+    with pytest.raises(RadioError, match=r"radio 'carrier pigeon' is not known; known are iio, loopback, replay"):
         run(tmp_path / "run", "radio.kind=carrier pigeon")
     assert not (tmp_path / "run").exists()
 
