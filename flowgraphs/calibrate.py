@@ -47,9 +47,9 @@ from ..hardware.radio import Radio, Settings
 from ..hardware.site import Emission, Site, find_site_file, judge, load_site
 from ..models.channels import ChannelConfig
 from .execute import execute
+from .radios import make_link, requested_settings
 from .random_access import first_failure
 from .recording import common_fields
-from .run import make_link, requested_settings
 from .runfolder import provenance
 from .scenario import Scenario
 from .transmit import append_log, default_log

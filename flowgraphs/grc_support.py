@@ -14,8 +14,8 @@ from ..blocks.runtime import Failsafe
 from ..blocks.waveforms.air import Air
 from ..errors import ScenarioError
 from . import random_access
+from .radios import make_radio, requested_settings
 from .random_access import first_failure
-from .run import make_radio, requested_settings
 from .runfolder import RunFolder, provenance
 from .scenario import Scenario, load_scenario, scenario_dict
 

@@ -16,20 +16,20 @@ from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.waveforms.access import access_burst
 from ..blocks.waveforms.calibration import ChainError
 from ..blocks.waveforms.frame import FrameFormat
-from ..blocks.waveforms.recorded_channel import RecordedChannel
 from ..captures.gaps import find_losses, mark_losses
 from ..captures.reader import Recording
 from ..captures.writer import RecordingWriter
 from ..errors import ModelError, RecordingError, ReplayMismatch, ScenarioError, StorageError
 from ..hardware.calibration import Calibration, load_calibration, require_settings, require_valid
-from ..hardware.discover import backend
-from ..hardware.radio import Link, Radio, Settings
+from ..hardware.radio import Radio, Settings
 from ..hardware.replay import ReplayRadio
 from ..models.uad import detectors
 from ..models.uad.detectors.base import Detector
+from .calibrate import calibrate_for_run
 from .channel_replay import recorded_channel
 from .execute import execute
 from .metrics import run_metrics
+from .radios import make_link, make_radio, requested_settings
 from .random_access import RandomAccess, tail_samples
 from .recording import (
     RawResult,
@@ -128,46 +128,6 @@ class ReplayResult:
     wall_s: float
     interrupted: bool
     playback: dict[str, Any]
-
-
-def make_link(scenario: Scenario) -> Link:
-    """What a scenario wants of its radio."""
-    return Link(
-        scenario.frame,
-        n_rx=scenario.radio.n_antennas,
-        n_users=scenario.users.n_users,
-        tail_samples=tail_samples(scenario),
-        channel=scenario.channel,
-        beacon_channel=scenario.beacon_channel,
-        impairments=scenario.impairments,
-        noise_power=scenario.noise_power,
-        expected_power=scenario.expected_power,
-        user_power_spread_db=scenario.users.power_spread_db,
-        losses=scenario.radio.losses,
-        seed=scenario.seed,
-    )
-
-
-def make_radio(scenario: Scenario, recorded: RecordedChannel | None = None) -> Radio:
-    """The radio that a scenario asks for, not yet configured; a recorded channel is read, unless it is given."""
-    if scenario.channel.kind == "recorded" and recorded is None:
-        recorded, _ = recorded_channel(scenario)
-    link = replace(make_link(scenario), recorded=recorded)
-    return backend(scenario.radio.kind).open(scenario.radio.address, link)
-
-
-def requested_settings(scenario: Scenario, radio: Radio | None = None) -> Settings:
-    """What a scenario asks of a radio; gains only where it is known how many chains there are."""
-    wanted = scenario.radio
-    n_rx, n_tx = (0, 0) if radio is None else (radio.capabilities.n_rx, radio.capabilities.n_tx)
-    return Settings(
-        scenario.frame.sample_rate_hz,
-        wanted.frequency_hz,
-        rx_gain_db=() if wanted.rx_gain_db is None else (wanted.rx_gain_db,) * n_rx,
-        tx_gain_db=() if wanted.tx_gain_db is None else (wanted.tx_gain_db,) * n_tx,
-        clock_source=wanted.clock_source,
-        time_source=wanted.time_source,
-    )
 
 
 def make_detector(scenario: Scenario, name: str | None = None, options: dict[str, Any] | None = None) -> Detector:
@@ -416,8 +376,6 @@ def _run_over(
     run_folder.create(overwrite)
     if calibrate:
         # Which itself asks for a link and its settings.
-        from .calibrate import calibrate_for_run
-
         calibration = calibrate_for_run(scenario, radio, actual, run_folder.calibration)
     elif calibration is not None:
         calibration.write(run_folder.calibration)

@@ -22,7 +22,7 @@ from ...errors import RadioError
 from ...hardware.virtual.air import VirtualAir
 from ...hardware.virtual.n210 import VirtualN210
 from ..calibrate import Options, calibrate
-from ..run import make_radio, requested_settings
+from ..radios import make_radio, requested_settings
 from ..scenario import load_scenario
 from .entry import Entry, Measurement, OnShare
 

@@ -35,7 +35,8 @@ from ...hardware.virtual.ad9361 import VirtualAd9361
 from ...hardware.virtual.air import VirtualAir
 from ...hardware.virtual.faults import Action, Fault, Faults
 from ...hardware.virtual.n210 import VirtualN210
-from ..run import make_link, run_random_access
+from ..radios import make_link
+from ..run import run_random_access
 from ..runfolder import RX_NAME
 from ..scenario import Scenario, load_scenario
 from ._captures_recorder import share_interval

@@ -28,10 +28,11 @@ from semair.errors import RadioError, ScenarioError
 from semair.flowgraphs import calibrate as module
 from semair.flowgraphs.benchmarks import _hardware_calibration, entry_names
 from semair.flowgraphs.calibrate import Options, calibrate, calibrate_configured
+from semair.flowgraphs.radios import make_radio, requested_settings
 from semair.flowgraphs.report import write_report
 from semair.flowgraphs.report_data import load_run
 from semair.flowgraphs.report_sections import settings_section
-from semair.flowgraphs.run import make_radio, replay_recording, replay_run, requested_settings, run_random_access
+from semair.flowgraphs.run import replay_recording, replay_run, run_random_access
 from semair.flowgraphs.runfolder import RunFolder
 from semair.flowgraphs.scenario import load_scenario
 from semair.hardware.calibration import load_calibration, require_valid

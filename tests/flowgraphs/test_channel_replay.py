@@ -13,8 +13,9 @@ from semair.captures.channels import read_channels
 from semair.captures.datasets import gapless
 from semair.errors import RecordingError, ScenarioError
 from semair.flowgraphs.channel_replay import estimate_run, recorded_channel
+from semair.flowgraphs.radios import make_radio, requested_settings
 from semair.flowgraphs.recorded_frames import RecordedRun, find_frames
-from semair.flowgraphs.run import make_radio, replay_run, requested_settings, run_random_access
+from semair.flowgraphs.run import replay_run, run_random_access
 from semair.flowgraphs.runfolder import RunFolder
 from semair.flowgraphs.scenario import load_scenario
 

@@ -1,0 +1,52 @@
+"""The radio that a scenario asks for, and what is asked of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..blocks.waveforms.recorded_channel import RecordedChannel
+from ..hardware.discover import backend
+from ..hardware.radio import Link, Radio, Settings
+from .channel_replay import recorded_channel
+from .random_access import tail_samples
+from .scenario import Scenario
+
+
+def make_link(scenario: Scenario) -> Link:
+    """What a scenario wants of its radio."""
+    return Link(
+        scenario.frame,
+        n_rx=scenario.radio.n_antennas,
+        n_users=scenario.users.n_users,
+        tail_samples=tail_samples(scenario),
+        channel=scenario.channel,
+        beacon_channel=scenario.beacon_channel,
+        impairments=scenario.impairments,
+        noise_power=scenario.noise_power,
+        expected_power=scenario.expected_power,
+        user_power_spread_db=scenario.users.power_spread_db,
+        losses=scenario.radio.losses,
+        seed=scenario.seed,
+    )
+
+
+def make_radio(scenario: Scenario, recorded: RecordedChannel | None = None) -> Radio:
+    """The radio that a scenario asks for, not yet configured; a recorded channel is read, unless it is given."""
+    if scenario.channel.kind == "recorded" and recorded is None:
+        recorded, _ = recorded_channel(scenario)
+    link = replace(make_link(scenario), recorded=recorded)
+    return backend(scenario.radio.kind).open(scenario.radio.address, link)
+
+
+def requested_settings(scenario: Scenario, radio: Radio | None = None) -> Settings:
+    """What a scenario asks of a radio; gains only where it is known how many chains there are."""
+    wanted = scenario.radio
+    n_rx, n_tx = (0, 0) if radio is None else (radio.capabilities.n_rx, radio.capabilities.n_tx)
+    return Settings(
+        scenario.frame.sample_rate_hz,
+        wanted.frequency_hz,
+        rx_gain_db=() if wanted.rx_gain_db is None else (wanted.rx_gain_db,) * n_rx,
+        tx_gain_db=() if wanted.tx_gain_db is None else (wanted.tx_gain_db,) * n_tx,
+        clock_source=wanted.clock_source,
+        time_source=wanted.time_source,
+    )
