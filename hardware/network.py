@@ -381,11 +381,15 @@ class _Connection:
                 self._hear(socket)
             if monitor in ready:
                 self._watch(monitor)
-            if self._error is None:
-                self._send(socket)
-            if self._closing:
-                socket.send(wire.pack("bye"), z.NOBLOCK)
-                return
+            try:
+                if self._error is None:
+                    self._send(socket)
+                if self._closing:
+                    socket.send(wire.pack("bye"), z.NOBLOCK)
+                    return
+            except z.Again:
+                # What is sent has no bound here: there is nobody left to send it to, and the monitor was slower.
+                self._lose()
 
     def _watch(self, monitor: Any) -> None:
         from zmq.utils.monitor import recv_monitor_message
@@ -395,11 +399,14 @@ class _Connection:
         while monitor.poll(0):
             event = recv_monitor_message(monitor)["event"]
             if event in endings:
-                gone = "vanished" if self._heard.is_set() else "cannot be reached, or another thing answers there"
-                self._fail(
-                    f"the server of the radio at {self._address} {gone}; see whether `semair serve` runs there and "
-                    "the network is up"
-                )
+                self._lose()
+
+    def _lose(self) -> None:
+        gone = "vanished" if self._heard.is_set() else "cannot be reached, or another thing answers there"
+        self._fail(
+            f"the server of the radio at {self._address} {gone}; see whether `semair serve` runs there and the network "
+            "is up"
+        )
 
     def _hear(self, socket: Any) -> None:
         z = self._zmq
