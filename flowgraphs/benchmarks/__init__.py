@@ -10,10 +10,11 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from types import ModuleType
 
 from ...errors import ScenarioError
-from .entry import Entry, Measurement
+from .entry import Entry, Measurement, processor_ticks
 
 __all__ = ["Entry", "Measurement", "areas", "entry_names", "run_area"]
 
@@ -92,11 +93,18 @@ def _run(
         for measurement in wanted:
             tell = _share_of_all(measurement, done, total, on_progress)
             tell(0.0)
+            before = processor_ticks()
             for entry in measurement.run(tell):
                 if _fits(entry.name, only):
-                    yield entry
+                    yield replace(entry, settings={**entry.settings, "stolen_share": _stolen_since(before)})
             done += measurement.weight
             tell(1.0)
+
+
+def _stolen_since(before: tuple[int, int]) -> float:
+    """Share of processor time that a virtual machine's host gave to others: what real-time figures suffer from."""
+    total, stolen = (now - then for now, then in zip(processor_ticks(), before, strict=True))
+    return round(stolen / total, 4) if total else 0.0
 
 
 def _share_of_all(

@@ -82,6 +82,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def processor_ticks() -> tuple[int, int]:
+    """Ticks of all cores since this machine began, and how many of them a host gave to others; zeros where not told."""
+    try:
+        with open("/proc/stat", encoding="ascii") as lines:
+            ticks = [int(word) for word in next(lines).split()[1:9]]
+    except (OSError, ValueError, StopIteration):
+        return 0, 0
+    return sum(ticks), ticks[7] if len(ticks) > 7 else 0
+
+
 def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
