@@ -55,7 +55,7 @@ from .runfolder import (
     unpack_users,
 )
 from .scenario import Scenario, parse_scenario, scenario_dict
-from .terminals import Terminals, require_permission_of_base
+from .terminals import Terminals, transmission_of_base
 
 KEPT_SNAPSHOTS = 2000
 KEPT_CONSTELLATIONS = 64
@@ -368,7 +368,8 @@ def _run_over(
     truth = radio.truth()
     arrival = truth.receive_index if truth else _unknown_arrival
     calibration = calibration_of(scenario, radio, actual)
-    require_permission_of_base(scenario, radio, actual, n_frames)
+    if radio.capabilities.n_tx:
+        opened.enter_context(transmission_of_base(scenario, radio, actual, n_frames))
     run_folder = RunFolder(folder)
     terminals = None
     if with_terminals:

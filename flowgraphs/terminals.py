@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from .random_access import connect_silence, first_failure
 from .rowlog import RowLog
 from .runfolder import RunFolder, pack_users, provenance
 from .scenario import Scenario, Terminal, scenario_dict
+from .transmit import append_log, default_log
 
 SENT_NAME = "terminals.npy"
 EVENTS_NAME = "terminals.json"
@@ -55,18 +57,24 @@ def sent_dtype(n_users: int) -> np.dtype:
     )
 
 
-def require_permission(
+@contextmanager
+def transmission(
     radio: Radio, kind: str, address: str, settings: Settings, level_dbfs: float, peak: float, duration_s: float
-) -> None:
-    """Refuse what a radio must not send here; what ends in this machine is free.
+) -> Iterator[None]:
+    """While a radio may send: what the site does not permit is refused, and beginning and end stand in the site's log.
+
+    What ends in this machine is free.
 
     Raises:
         RadioError: the rules do not allow it; names all reasons.
+        StorageError: the log cannot be written.
     """
     path = radio.capabilities.path
     if path in ("loopback", "sim"):
+        yield
         return
     site_file = find_site_file()
+    site = None if site_file is None else load_site(site_file)
     emission = Emission(
         frequency_hz=settings.frequency_hz,
         bandwidth_hz=settings.sample_rate_hz,
@@ -75,22 +83,27 @@ def require_permission(
         peak=peak,
         duration_s=duration_s,
     )
-    judgement = judge(emission, None if site_file is None else load_site(site_file), kind, address, path)
+    judgement = judge(emission, site, kind, address, path)
     if judgement.refusals:
         raise RadioError(f"not sent: {'; '.join(judgement.refusals)}")
+    log = (site.log if site is not None else None) or default_log()
+    entry = {"id": uuid.uuid4().hex, "what": "random access", "radio": kind, "address": address}
+    append_log(log, {"event": "begin", **entry, "emission": vars(emission)})
+    try:
+        yield
+    finally:
+        append_log(log, {"event": "end", **entry})
 
 
-def require_permission_of_base(scenario: Scenario, radio: Radio, settings: Settings, n_frames: int) -> None:
-    """Refuse a base station's beacon where the site does not permit it.
-
-    Raises:
-        RadioError: the rules do not allow it; names all reasons.
-    """
+def transmission_of_base(
+    scenario: Scenario, radio: Radio, settings: Settings, n_frames: int
+) -> AbstractContextManager[None]:
+    """`transmission` of a base station's beacon."""
     level_dbfs = scenario.radio.tx_level_dbfs
     peak = 10 ** (level_dbfs / 20) * float(np.abs(beacon(scenario.frame, 0)).max())
     duration_s = n_frames * scenario.frame.frame_s
     kind, address = scenario.radio.kind, scenario.radio.address
-    require_permission(radio, kind, address, settings, level_dbfs, peak, duration_s)
+    return transmission(radio, kind, address, settings, level_dbfs, peak, duration_s)
 
 
 class TerminalFlowgraph(gr.top_block):
@@ -285,7 +298,9 @@ class Terminals:
         )
         actual = radio.configure(requested)
         level_dbfs, peak = _peak(scenario, number)
-        require_permission(radio, options.kind, options.address, actual, level_dbfs, peak, duration_s)
+        self._stack.enter_context(
+            transmission(radio, options.kind, options.address, actual, level_dbfs, peak, duration_s)
+        )
         return _Opened(radio, requested, actual)
 
     def facts(self) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,7 +29,8 @@ from semair.errors import RadioError, ScenarioError
 from semair.flowgraphs.run import replay_run, run_random_access
 from semair.flowgraphs.runfolder import RunFolder, unpack_users
 from semair.flowgraphs.scenario import load_scenario
-from semair.flowgraphs.terminals import EVENTS_NAME, SENT_NAME, run_terminals
+from semair.flowgraphs.terminals import EVENTS_NAME, SENT_NAME, run_terminals, transmission
+from semair.hardware.radio import Settings
 from semair.hardware.virtual.bench import LAB, OpenBench, load_bench
 
 N_USERS = 6
@@ -406,3 +408,58 @@ def test_paths_of_a_bench_are_as_its_file_says(tmp_path):
         assert abs(bench.air.path(one.rx[0], two.tx[0])) == pytest.approx([10 ** (-3 / 20)])
         assert abs(bench.air.path(one.rx[1], one.tx[0])) == pytest.approx([0.1])
         assert bench.air.path(two.rx[0], one.tx[0]).size == 0
+
+
+# What the site permits
+
+SITE = """
+name = "hall"
+max_duration_s = 60
+log = "{log}"
+[[radios]]
+kind = "iio"
+address = "ip:192.168.2.1"
+path = "cable"
+max_gain_db = -20
+"""
+ON_AIR = SimpleNamespace(capabilities=SimpleNamespace(path="air"))
+
+
+def sent(gain_db: float, radio: object = ON_AIR, address: str = "ip:192.168.2.1"):
+    settings = Settings(1e6, 2.45e9, tx_gain_db=(gain_db,))
+    return transmission(radio, "iio", address, settings, level_dbfs=-15.0, peak=0.5, duration_s=10.0)
+
+
+def test_what_is_sent_for_real_stands_in_the_log_of_the_site(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "sent.jsonl"
+    (tmp_path / "semair-site.toml").write_text(SITE.format(log=log), encoding="utf-8")
+    running = sent(-30.0)
+    running.__enter__()
+    begun = json.loads(log.read_text().splitlines()[-1])
+    with pytest.raises(KeyboardInterrupt):
+        running.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert (begun["event"], begun["address"]) == ("begin", "ip:192.168.2.1")
+    assert begun["emission"]["gain_db"] == -30.0
+    ended = json.loads(log.read_text().splitlines()[-1])
+    assert (ended["event"], ended["id"]) == ("end", begun["id"])
+
+
+@pytest.mark.parametrize(("gain_db", "address"), [(-10.0, "ip:192.168.2.1"), (-30.0, "ip:192.168.2.2")])
+def test_what_the_site_does_not_permit_is_not_sent(tmp_path, monkeypatch, gain_db, address):
+    monkeypatch.chdir(tmp_path)
+    log = tmp_path / "sent.jsonl"
+    (tmp_path / "semair-site.toml").write_text(SITE.format(log=log), encoding="utf-8")
+    with pytest.raises(RadioError, match=r"not sent: .*site 'hall'"), sent(gain_db, address=address):
+        pytest.fail("it may send")
+    assert not log.exists()
+
+
+def test_without_a_site_file_nothing_is_sent_for_real(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with pytest.raises(RadioError, match="there is no site file"), sent(-30.0):
+        pytest.fail("it may send")
+    virtual = SimpleNamespace(capabilities=SimpleNamespace(path="sim"))
+    with sent(0.0, virtual):
+        assert list(tmp_path.iterdir()) == []
