@@ -22,8 +22,8 @@ from .entry import Entry, Measurement, OnShare, machine
 
 CLIENTS = ("iio_info", "iio_attr", "iio_readdev", "iio_writedev", "adi.Pluto", "adi.ad9361", "gr-iio")
 _RATES_HZ = (7.5e6, 10e6, 12.5e6, 15e6, 20e6)
-# Four kernel buffers of 26 ms at 5 MS/s: what a desktop's scheduler may keep a process waiting.
-_BUFFER = 131_072
+# Four kernel buffers of 105 ms at 5 MS/s: what the host of a virtual machine may keep it waiting.
+_BUFFER = 524_288
 _WORDS = (
     b"READ WRITE OPEN READBUF WRITEBUF PRINT SET TIMEOUT CLOSE INPUT OUTPUT DEBUG ad9361-phy cf-ad9361-lpc voltage0 "
     b"frequency 00000003 4096"
