@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ._linear import LinearCode, silent
 from .base import N_CONDITIONS, AttentionConfig
 
 
@@ -75,19 +76,20 @@ class Embedding(nn.Module):
 
 
 class TokenEncoder(nn.Module):
-    """Transformer encoder over delay taps, and a linear layer from all of them to the code."""
+    """Transformer encoder over delay taps, and a linear layer from all of them to the code, beside the linear code."""
 
     def __init__(self, c: AttentionConfig) -> None:
         super().__init__()
+        self.linear = LinearCode(c)
         self.embedding = Embedding(c.n_taps, 2 * c.n_antennas, c.width)
         self.layers = nn.ModuleList(SelfLayer(c.width, c.heads, c.feedforward) for _ in range(c.encoder_layers))
         self.norm = nn.LayerNorm(c.width)
         self.narrow = nn.Linear(c.width, c.code_width)
-        self.to_code = nn.Linear(c.n_taps * c.code_width, 2 * c.max_length)
+        self.to_code = silent(nn.Linear(c.n_taps * c.code_width, 2 * c.max_length))
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
         """(batch, tap, 2 beams), (batch, condition) -> (batch, 2 max_length)."""
         x = self.embedding(features, condition)
         for layer in self.layers:
             x = layer(x)
-        return self.to_code(self.narrow(self.norm(x)).flatten(1))
+        return self.linear.encode(features, condition) + self.to_code(self.narrow(self.norm(x)).flatten(1))

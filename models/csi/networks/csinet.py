@@ -11,6 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from ._linear import LinearCode, silent, start_linear
 from .base import N_CONDITIONS, Network, NetworkConfig
 
 
@@ -22,7 +23,10 @@ class CsiNetConfig(NetworkConfig):
 
 
 class CsiNet(Network):
-    """CSI is an image of delay and angle with two channels; users are decoded one by one."""
+    """CSI is an image of delay and angle with two channels; users are decoded one by one.
+
+    Encoder and decoder stand beside the linear code, as in all networks here.
+    """
 
     kind = "csinet"
     Config = CsiNetConfig
@@ -33,26 +37,33 @@ class CsiNet(Network):
         self.encoder = _Encoder(config)
         self.decoder = _Decoder(config)
 
+    def start_from(self, csi: Tensor) -> None:
+        """Begin with the linear code that is best for these draws."""
+        start_linear(self, csi)
+
 
 class _Encoder(nn.Module):
     def __init__(self, c: CsiNetConfig) -> None:
         super().__init__()
+        self.linear = LinearCode(c)
         self.first, self.second = _Convolution(2, 2, 7), _Convolution(2, 2, 7)
         self.attend_first, self.attend_second = _AttentionFeature(2), _AttentionFeature(2)
-        self.to_code = nn.Linear(2 * c.n_taps * c.n_antennas, 2 * c.max_length)
+        self.to_code = silent(nn.Linear(2 * c.n_taps * c.n_antennas, 2 * c.max_length))
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
         x = _image(features)
         x = self.attend_first(self.first(x), condition)
         x = self.attend_second(self.second(x), condition)
-        return self.to_code(x.flatten(1))
+        return self.linear.encode(features, condition) + self.to_code(x.flatten(1))
 
 
 class _Decoder(nn.Module):
     def __init__(self, c: CsiNetConfig) -> None:
         super().__init__()
         self.size = (c.n_taps, c.n_antennas)
-        self.expand = nn.Linear(2 * c.max_length, 2 * c.n_taps * c.n_antennas)
+        self.linear = LinearCode(c)
+        # A correction of what the linear decoder finds, which refinement begins with.
+        self.expand = silent(nn.Linear(2 * c.max_length, 2 * c.n_taps * c.n_antennas))
         self.attend = nn.ModuleList(_AttentionFeature(2) for _ in range(c.blocks))
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -63,15 +74,16 @@ class _Decoder(nn.Module):
             )
             for _ in range(c.blocks)
         )
-        self.last = nn.Conv2d(2, 2, 3, padding=1)
+        self.last = silent(nn.Conv2d(2, 2, 3, padding=1))
 
     def forward(self, code: Tensor, condition: Tensor, present: Tensor) -> Tensor:
         n_batch, n_users = code.shape[:2]
         condition = condition.flatten(0, 1)
-        x = self.expand(code.flatten(0, 1)).reshape(n_batch * n_users, 2, *self.size)
+        estimate = _image(self.linear.estimate(code.flatten(0, 1), condition))
+        x = estimate + self.expand(code.flatten(0, 1)).reshape(n_batch * n_users, 2, *self.size)
         for attend, block in zip(self.attend, self.blocks, strict=True):
             x = nn.functional.leaky_relu(x + block(attend(x, condition)), 0.3)
-        real, imag = self.last(x).unbind(1)
+        real, imag = (estimate + self.last(x)).unbind(1)
         return torch.cat([real, imag], -1).reshape(n_batch, n_users, self.size[0], 2 * self.size[1])
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ..klt import KltCode
 from ._layers import Attention, Embedding, FeedForward
-from .base import N_CONDITIONS, SNR_SCALE_DB, AttentionConfig, Network, NetworkConfig
+from ._linear import LinearCode, silent, start_linear
+from .base import N_CONDITIONS, AttentionConfig, Network, NetworkConfig
 
 _NEVER = 1e4
 
@@ -19,7 +18,6 @@ _SHUT = -2.0
 """Initial bias of the gates: a neighbour counts for little until training finds that it helps."""
 
 _CONDITION_WIDTH = 32
-_FLOOR = 1e-6
 
 
 class GatedConfig(AttentionConfig):
@@ -52,68 +50,7 @@ class Gated(Network):
 
     def start_from(self, csi: Tensor) -> None:
         """Begin with the linear code that is best for these draws."""
-        code = KltCode(csi.cpu().numpy(), joint=False)
-        with torch.no_grad():
-            for linear in (self.encoder.linear, self.decoder.linear):
-                assert isinstance(linear, _LinearCode)
-                linear.set(torch.from_numpy(code.basis.copy()), torch.from_numpy(code.variances.copy()))
-
-
-class _LinearCode(nn.Module):
-    """Basis and variances of a linear code, and its powers by SNR and length."""
-
-    def __init__(self, c: GatedConfig) -> None:
-        super().__init__()
-        self.size, self.n = c.n_taps * c.n_antennas, c.max_length
-        # Entries of unit size, so that they move as slowly as other weights do for their size.
-        self.basis = nn.Parameter(torch.randn(2, self.size, self.n) / math.sqrt(2))
-        self.log_variances = nn.Parameter(torch.zeros(self.n))
-
-    def set(self, basis: Tensor, variances: Tensor) -> None:
-        """Take over a KLT: complex (size, component), (component,)."""
-        n = min(self.n, basis.shape[1])
-        self.basis[:, :, :n] = torch.stack([basis.real, basis.imag])[:, :, :n] * math.sqrt(self.size)
-        self.log_variances[:n] = variances[:n].clamp(min=1e-4).log().to(self.log_variances.dtype)
-
-    def matrix(self) -> tuple[Tensor, Tensor]:
-        """Real and imaginary part, (size, component) each."""
-        real, imag = (self.basis / math.sqrt(self.size)).unbind(0)
-        return real, imag
-
-    def powers(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Powers and standard deviations of the components, and noise power; (..., component), (component,), (..., 1).
-
-        See `KltCode.powers`; too weak components are left out step by step.
-        """
-        noise = torch.pow(10.0, -condition[..., :1] * (SNR_SCALE_DB / 10))
-        length = condition[..., 3:4] * self.n
-        root = torch.exp(0.5 * self.log_variances)
-        used = (torch.arange(self.n, device=root.device) < length - 0.5).to(root.dtype)
-        power = used
-        for _ in range(4):
-            scale = (length + used.sum(-1, keepdim=True) * noise) / (root * used).sum(-1, keepdim=True).clamp(
-                min=_FLOOR
-            )
-            power = (scale * root - noise) * used
-            used = used * (power > 0).to(root.dtype)
-        return power.clamp(min=0.0), root, noise
-
-    def encode(self, features: Tensor, condition: Tensor) -> Tensor:
-        """(batch, tap, 2 beams) -> (batch, 2 component)."""
-        x, y = (part.flatten(1) for part in features.chunk(2, -1))
-        a, b = self.matrix()
-        power, root, _ = self.powers(condition)
-        amplitude = torch.sqrt(power + _FLOOR) / root
-        # Times the conjugate basis.
-        return torch.cat([(x @ a + y @ b) * amplitude, (y @ a - x @ b) * amplitude], -1)
-
-    def decode(self, code: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, 2 component) -> real and imaginary part, (batch, size) each: LMMSE of independent components."""
-        power, root, noise = self.powers(condition)
-        gain = root * torch.sqrt(power + _FLOOR) / (power + noise)
-        x, y = (part * gain for part in code.chunk(2, -1))
-        a, b = self.matrix()
-        return x @ a.mT - y @ b.mT, x @ b.mT + y @ a.mT
+        start_linear(self, csi)
 
 
 class _Layer(nn.Module):
@@ -192,14 +129,14 @@ class _Encoder(nn.Module):
         super().__init__()
         self.tokens = c.tokens
         n_tokens, n_in = _token_shape(c)
-        self.linear = _LinearCode(c)
+        self.linear = LinearCode(c)
         self.conditions = _Conditions()
         self.embedding = Embedding(n_tokens, n_in, c.width)
         self.layers = nn.ModuleList(_Layer(c, n_tokens, joint=False) for _ in range(c.encoder_layers))
         self.norm = nn.LayerNorm(c.width)
         self.narrow = nn.Linear(c.width, c.code_width)
-        self.to_code = _silent(nn.Linear(n_tokens * c.code_width, 2 * c.max_length))
-        self.weigh = _silent(nn.Linear(c.width, n_in // 2))
+        self.to_code = silent(nn.Linear(n_tokens * c.code_width, 2 * c.max_length))
+        self.weigh = silent(nn.Linear(c.width, n_in // 2))
 
     def forward(self, features: Tensor, condition: Tensor) -> Tensor:
         x = self.embedding(_tokens(features, self.tokens), condition)
@@ -216,7 +153,7 @@ class _Decoder(nn.Module):
         super().__init__()
         self.tokens, self.size, self.code_width = c.tokens, (c.n_taps, c.n_antennas), c.code_width
         self.n_tokens, n_out = _token_shape(c)
-        self.linear = _LinearCode(c)
+        self.linear = LinearCode(c)
         self.expand = nn.Linear(2 * c.max_length, self.n_tokens * c.code_width)
         self.conditions = _Conditions()
         self.embedding = Embedding(self.n_tokens, c.code_width + n_out, c.width)
@@ -225,13 +162,13 @@ class _Decoder(nn.Module):
             for layer in range(c.decoder_layers)
         )
         self.norm = nn.LayerNorm(c.width)
-        self.out = _silent(nn.Linear(c.width, n_out))
-        self.weigh = _silent(nn.Linear(c.width, n_out // 2))
+        self.out = silent(nn.Linear(c.width, n_out))
+        self.weigh = silent(nn.Linear(c.width, n_out // 2))
 
     def forward(self, code: Tensor, condition: Tensor, present: Tensor) -> Tensor:
         n_batch, n_users = code.shape[:2]
         flat, flat_condition = code.flatten(0, 1), condition.flatten(0, 1)
-        estimate = torch.cat([part.reshape(-1, *self.size) for part in self.linear.decode(flat, flat_condition)], 2)
+        estimate = self.linear.estimate(flat, flat_condition)
         raw = self.expand(flat).reshape(n_batch * n_users, self.n_tokens, self.code_width)
         x = self.embedding(torch.cat([raw, _tokens(estimate, self.tokens)], 2), flat_condition)
         modulation = self.conditions(flat_condition)
@@ -240,13 +177,6 @@ class _Decoder(nn.Module):
         x = self.norm(x)
         found = estimate * _spread(self.weigh(x), self.tokens) + _features(self.out(x), self.tokens, self.size)
         return found.reshape(n_batch, n_users, self.size[0], 2 * self.size[1])
-
-
-def _silent(linear: nn.Linear) -> nn.Linear:
-    """A layer that says nothing before it has learned something."""
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    return linear
 
 
 def _spread(gain: Tensor, tokens: str) -> Tensor:

@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from ._layers import Attention, Embedding, FeedForward, SelfLayer, TokenEncoder
+from ._linear import LinearCode, silent, start_linear
 from .base import AttentionConfig, Network, NetworkConfig
 
 Fusion = Literal["residual-value", "residual-token", "cross", "sum", "none"]
@@ -32,7 +33,11 @@ class MUNetConfig(AttentionConfig):
 
 
 class MUNet(Network):
-    """Tokens are delay taps; every user passes the same layers, then those in which users meet."""
+    """Tokens are delay taps; every user passes the same layers, then those in which users meet.
+
+    Encoder and decoder stand beside the linear code and begin as nothing else, like all networks here: what is
+    compared is what each learns beyond it.
+    """
 
     kind = "munet"
     Config = MUNetConfig
@@ -43,13 +48,18 @@ class MUNet(Network):
         self.encoder = TokenEncoder(config)
         self.decoder = _Decoder(config)
 
+    def start_from(self, csi: Tensor) -> None:
+        """Begin with the linear code that is best for these draws."""
+        start_linear(self, csi)
+
 
 class _Decoder(nn.Module):
     def __init__(self, c: MUNetConfig) -> None:
         super().__init__()
         self.n_tokens, self.code_width, self.fusion = c.n_taps, c.code_width, c.fusion
+        self.linear = LinearCode(c)
         self.expand = nn.Linear(2 * c.max_length, c.n_taps * c.code_width)
-        self.embedding = Embedding(c.n_taps, c.code_width, c.width)
+        self.embedding = Embedding(c.n_taps, c.code_width + 2 * c.n_antennas, c.width)
         alone = c.decoder_layers - c.joint_layers
         self.alone = nn.ModuleList(SelfLayer(c.width, c.heads, c.feedforward) for _ in range(alone))
         joint = SelfLayer if c.fusion in ("none", "sum") else _JointLayer
@@ -58,14 +68,14 @@ class _Decoder(nn.Module):
             # A plain sum would leave users alike; each feature has its own share of the others'.
             self.share = nn.Parameter(torch.full((c.width,), 0.5))
         self.norm = nn.LayerNorm(c.width)
-        self.out = nn.Linear(c.width, 2 * c.n_antennas)
+        self.out = silent(nn.Linear(c.width, 2 * c.n_antennas))
 
     def forward(self, code: Tensor, condition: Tensor, present: Tensor) -> Tensor:
         n_batch, n_users = code.shape[:2]
-        x = self.embedding(
-            self.expand(code.flatten(0, 1)).reshape(n_batch * n_users, self.n_tokens, self.code_width),
-            condition.flatten(0, 1),
-        )
+        flat, flat_condition = code.flatten(0, 1), condition.flatten(0, 1)
+        estimate = self.linear.estimate(flat, flat_condition)
+        raw = self.expand(flat).reshape(n_batch * n_users, self.n_tokens, self.code_width)
+        x = self.embedding(torch.cat([raw, estimate], 2), flat_condition)
         for layer in self.alone:
             x = layer(x)
         x = x.reshape(n_batch, n_users, *x.shape[1:])
@@ -78,7 +88,7 @@ class _Decoder(nn.Module):
                 x = layer(x, others, self.fusion)
             else:
                 x = layer(x.flatten(0, 1)).reshape(x.shape)
-        return self.out(self.norm(x))
+        return estimate.reshape(n_batch, n_users, *estimate.shape[1:]) + self.out(self.norm(x))
 
 
 class _JointLayer(nn.Module):
