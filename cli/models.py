@@ -195,13 +195,23 @@ def _fine_tune(
 @train_app.command(
     "csi",
     epilog="Examples: semair train csi --config lab | semair train csi --config mine.toml --folder runs/mine "
-    "--minutes 30 | semair train csi --config lab --folder runs/lab --resume",
+    "--minutes 30 | semair train csi --config lab --folder runs/lab --resume | semair train csi --config paper "
+    "--traced paths.safetensors --scene munich --scene simple_street_canyon --traced-share 0.5",
 )
 def train_csi(
     config: Annotated[
         str | None, typer.Option("--config", "-c", help="Name of a shipped configuration, or path of a TOML file.")
     ] = None,
     folder: Annotated[Path | None, typer.Option(help="Where model, card and curve go; default runs/csi-NAME.")] = None,
+    traced: Annotated[
+        Path | None, typer.Option(help="Take drops from this file of semair trace, too, from its training split.")
+    ] = None,
+    scene: Annotated[
+        list[str] | None, typer.Option(help="Scene of that file; repeat for more; default: as configured, or all.")
+    ] = None,
+    traced_share: Annotated[
+        float | None, typer.Option(help="Share of drops that are traced; default: as configured, or half.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
     minutes: Annotated[
         float | None, typer.Option(help="Train for this long: the schedule is fitted to it, and steps do not count.")
@@ -215,7 +225,8 @@ def train_csi(
 
     Ctrl-C leaves a checkpoint, from which --resume goes on exactly as if nothing had been.
     """
-    from ..models.csi.train import load_config, shipped_configs, train
+    from ..models.csi.raytraced import read_paths
+    from ..models.csi.train import load_config, shipped_configs, train, with_traced
 
     if show_configs:
         found = {name: load_config(name).description for name in shipped_configs()}
@@ -229,6 +240,12 @@ def train_csi(
     chosen = load_config(config)
     place = folder or Path("runs") / f"csi-{chosen.name}"
     command = f"semair train csi --config {config}"
+    if traced is None and (scene or traced_share is not None):
+        raise ScenarioError("--scene and --traced-share go with --traced, a file of semair trace")
+    if traced is not None:
+        chosen = with_traced(chosen, scene, traced_share)
+        command += "".join([f" --traced {traced.name}", *(f" --scene {name}" for name in scene or ())])
+        command += f" --traced-share {traced_share:g}" if traced_share is not None else ""
     if minutes is not None:
         command += f" --minutes {minutes:g}"
     if device != "cpu":
@@ -237,6 +254,7 @@ def train_csi(
         done = train(
             chosen,
             place,
+            traced=None if traced is None else read_paths(traced),
             device=device,
             minutes=minutes,
             resume=resume,
@@ -250,14 +268,16 @@ def train_csi(
         print(json.dumps({"folder": str(place), "steps": done.steps, "finished": card is not None, "metrics": metrics}))
     elif card is not None:
         snrs = list(dict.fromkeys(metric.conditions["snr_db"] for metric in card.metrics))
-        table = Table("symbols", *(f"{snr:g} dB" for snr in snrs), title="NMSE in dB over SNR, both users heard")
-        for length in dict.fromkeys(metric.conditions["length"] for metric in card.metrics):
+        titles = ("drops", "symbols", *(f"{snr:g} dB" for snr in snrs))
+        table = Table(*titles, title="NMSE in dB over SNR, both users heard")
+        for channel, length in dict.fromkeys((m.conditions["channel"], m.conditions["length"]) for m in card.metrics):
             near = {
                 metric.conditions["snr_db"]: f"{metric.value:.2f}"
                 for metric in card.metrics
-                if metric.conditions["length"] == length and metric.conditions["neighbour"] == "near"
+                if (metric.conditions["channel"], metric.conditions["length"]) == (channel, length)
+                and metric.conditions["neighbour"] == "near"
             }
-            table.add_row(str(length), *(near[snr] for snr in snrs))
+            table.add_row(channel, str(length), *(near[snr] for snr in snrs))
         out.print(table)
         say(f"model       {place}, {card.network.n_parameters} parameters, {card.training.time_s:.0f} s")
     if card is None:

@@ -70,6 +70,39 @@ def mean_ci95(per_sample_values: ArrayLike, unit: float = 1.0) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
+def grouped_mean_ci95(per_sample_values: ArrayLike, groups: ArrayLike) -> Interval:
+    """Estimate a mean over samples of which those of one group are alike, such as drops of one place.
+
+    Student's t interval from the sums over groups of deviations from the mean, groups taken for independent.
+
+    Args:
+        per_sample_values: float, (sample,), finite, at least one.
+        groups: integers, (sample,).
+
+    Returns:
+        Mean over samples and interval; with one group it is infinite.
+
+    Raises:
+        ValueError: there is no value, one is not finite, or the sizes differ.
+
+    Source: Liang and Zeger, "Longitudinal data analysis using generalized linear models", Biometrika 73, 1986.
+    """
+    values = np.asarray(per_sample_values, dtype=np.float64).ravel()
+    _, members = np.unique(np.asarray(groups).ravel(), return_inverse=True)
+    if values.size == 0 or not np.isfinite(values).all() or members.size != values.size:
+        raise ValueError(
+            f"per_sample_values: needs at least one value, all finite, and a group for each; got {values.size} values "
+            f"and {members.size} groups"
+        )
+    mean = float(values.mean())
+    sums = np.bincount(members, values - mean)
+    if sums.size == 1:
+        return Interval(mean, -np.inf, np.inf)
+    spread = np.sqrt(sums.size / (sums.size - 1) * np.sum(sums**2)) / values.size
+    half = float(stats.t.ppf(0.975, sums.size - 1) * spread)
+    return Interval(mean, mean - half, mean + half)
+
+
 def proportion_ci95(k: int, n: int) -> Interval:
     """Estimate a probability from k events in n independent trials: the exact (Clopper-Pearson) interval.
 

@@ -192,6 +192,8 @@ class TrainingSettings(Protocol):
     @property
     def validation(self) -> Any: ...
     def model_dump(self, *, mode: str) -> dict[str, Any]: ...
+    @classmethod
+    def model_validate(cls, obj: Any) -> Any: ...
 
 
 ConfigT = TypeVar("ConfigT", bound=TrainingSettings)
@@ -405,7 +407,7 @@ class TrainingRun(Generic[ConfigT, NetworkT]):
             with safe_open(path, framework="pt") as file:
                 state = json.loads((file.metadata() or {})["state"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            given, now = state["config"], json.loads(json.dumps(self.config.model_dump(mode="json")))
+            given, now = self._completed(state["config"]), json.loads(json.dumps(self.config.model_dump(mode="json")))
             if given != now:
                 odd = sorted(key for key in given.keys() | now.keys() if given.get(key) != now.get(key))
                 raise ModelError(
@@ -414,8 +416,8 @@ class TrainingRun(Generic[ConfigT, NetworkT]):
                 )
             if state.get("origin", {}) != json.loads(json.dumps(dict(self.origin))):
                 raise ModelError(
-                    f"{path} was written with other weights or recordings; resume with the same, or begin anew with "
-                    "--overwrite"
+                    f"{path} was written with other weights or recordings (or traced paths); resume with the same, or "
+                    "begin anew with --overwrite"
                 )
             self.network.load_state_dict(_under("network.", tensors))
             settings = self.optimiser.state_dict()
@@ -442,6 +444,15 @@ class TrainingRun(Generic[ConfigT, NetworkT]):
             raise ModelError(
                 f"checkpoint {path} is damaged or foreign: {error}; begin anew with --overwrite"
             ) from error
+
+    def _completed(self, given: dict[str, Any]) -> dict[str, Any]:
+        """A checkpoint's configuration with the defaults of fields that it was written without."""
+        try:
+            completed = type(self.config).model_validate(given)
+        except ValidationError:
+            return given
+        plain: dict[str, Any] = json.loads(json.dumps(completed.model_dump(mode="json")))
+        return plain
 
     def finish(self, command: str) -> Card:
         """Measure on draws that training never used, and write model, card and curve."""

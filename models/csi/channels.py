@@ -116,6 +116,7 @@ class Drops:
         n_taps: taps of `delay_angle`.
         positions_m: float32, (batch, user, 2): users, with the base station in the origin and its array along y.
         line_of_sight: bool, (batch, user).
+        places: int64, (batch,): drops of one number come from one place and are no independent samples; None: all are.
     """
 
     delays_taps: Tensor
@@ -124,6 +125,7 @@ class Drops:
     n_taps: int
     positions_m: Tensor
     line_of_sight: Tensor
+    places: Tensor | None = None
 
     @cached_property
     def h(self) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .channels import PRESETS, ChannelConfig, Clustered, Range, Source
 from .networks import Network
+from .sources import TracedShare
 
 
 class Mixture(BaseModel):
@@ -33,6 +34,7 @@ class Mixture(BaseModel):
     missing: float = Field(0.1, ge=0, lt=1, description="share of drops in which one user alone is heard")
     far: float = Field(0.1, ge=0, lt=1, description="share of drops whose users are too far apart to share anything")
     far_m: Range = Field((30.0, 100.0), description="their spacing")
+    traced: TracedShare | None = Field(None, description="drops that come out of a file of traced paths; none: no drop")
 
     @model_validator(mode="before")
     @classmethod
@@ -64,7 +66,9 @@ class Mixture(BaseModel):
 
 
 def clustered(mixture: Mixture) -> Source:
-    """Drops without end for a mixture."""
+    """Drops without end for a mixture that has no traced ones."""
+    if mixture.traced is not None:
+        raise ValueError("the mixture has traced drops: see `sources.training_source`, which takes their file")
     # A frozen field satisfies a protocol that only reads it.
     return cast(Source, Clustered(mixture.channel))
 
@@ -100,7 +104,7 @@ def draw(mixture: Mixture, n: int, generator: torch.Generator, source: Source | 
         mixture: what is drawn.
         n: drops.
         generator: of everything.
-        source: of the CSI; None: the clustered generator.
+        source: of the CSI; None: the clustered generator, for a mixture without traced drops.
     """
     source = source or clustered(mixture)
     device = generator.device

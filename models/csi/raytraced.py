@@ -14,12 +14,13 @@ The file is safetensors, nothing in it is executable. Arrays, over drops of some
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +44,10 @@ _ARRAYS: dict[str, tuple[str, int]] = {
 }
 # Pairs of users that are kept for one range of spacings; more are thinned out.
 _MOST_PAIRS = 200_000
+# Drops whose first users are in one square of this side, seen from one base station, count as one sample.
+_PLACE_M = 20.0
+# Within a range of spacings each of so many equal parts that holds pairs is drawn as often.
+_SPACING_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,22 @@ class PathFile:
         scenes: names.
         frequency_hz: carrier of the gains.
         metadata: all of the file's metadata.
+        sha256: of the file, hexadecimal.
     """
 
     arrays: dict[str, np.ndarray]
     scenes: tuple[str, ...]
     frequency_hz: float
     metadata: dict[str, str]
+    sha256: str = ""
+
+
+class _Pairs(NamedTuple):
+    """Pairs of users, int64 (pair, 2), by distance; first and last plus one of each part of the range, (part,)."""
+
+    users: np.ndarray
+    first: np.ndarray
+    stop: np.ndarray
 
 
 def read_paths(path: Path | str) -> PathFile:
@@ -78,6 +93,8 @@ def read_paths(path: Path | str) -> PathFile:
             metadata = file.metadata() or {}
             present = set(file.keys())
             arrays = {name: file.get_tensor(name) for name in _ARRAYS if name in present}
+        with path.open("rb") as content:
+            sha256 = hashlib.file_digest(content, "sha256").hexdigest()
     except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path}: damaged, or no safetensors file ({error}); make it again") from error
     if metadata.get("format") != FORMAT:
@@ -88,7 +105,7 @@ def read_paths(path: Path | str) -> PathFile:
     except (KeyError, ValueError, TypeError) as error:
         raise ModelError(f"{path}: scenes or frequency_hz missing or unreadable ({error}); make it again") from error
     _check(path, arrays, scenes, frequency_hz)
-    return PathFile(arrays, scenes, frequency_hz, metadata)
+    return PathFile(arrays, scenes, frequency_hz, metadata, sha256)
 
 
 def _check(path: Path, arrays: dict[str, np.ndarray], scenes: tuple[str, ...], frequency_hz: float) -> None:
@@ -122,14 +139,19 @@ class RayTraced:
     """Drops of a split and of some scenes, drawn with replacement. A `channels.Source`.
 
     Pairs are any two users of one base station as far apart as asked for, so that one file serves every spacing that
-    its scenes have room for; other numbers of users are users of one drop.
+    its scenes have room for; other numbers of users are users of one drop. Distances within what is asked for come up
+    about equally often, as the generator has them.
+
+    With `augment` every draw is another one that physics allows as well: the phase of each user's oscillator at random,
+    and half of the drops mirrored at the array's broadside, all their users together.
     """
 
     file: PathFile
     split: Literal["train", "valid", "test"] = "train"
     scenes: tuple[str, ...] = ()
     config: ChannelConfig = PRESETS["paper"]
-    _pairs: dict[tuple[float, float], np.ndarray] = field(default_factory=dict, compare=False, repr=False)
+    augment: bool = False
+    _pairs: dict[tuple[float, float], _Pairs] = field(default_factory=dict, compare=False, repr=False)
     _on_device: dict[torch.device, dict[str, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -174,7 +196,10 @@ class RayTraced:
         device = generator.device
         if k == 2:
             pairs = self._pairs_within(self.config.spacing_m if spacing_m is None else spacing_m)
-            chosen = torch.from_numpy(pairs).to(device)[_pick(len(pairs), n, generator)]
+            part = _pick(len(pairs.first), n, generator)
+            first, stop = (torch.from_numpy(limits).to(device)[part] for limits in (pairs.first, pairs.stop))
+            share = torch.rand((n,), generator=generator, device=device, dtype=torch.float64)
+            chosen = torch.from_numpy(pairs.users).to(device)[first + ((stop - first) * share).long()]
             # Either may come first.
             swap = torch.rand((n, 1), generator=generator, device=device) < 0.5
             chosen = torch.where(swap, chosen.flip(1), chosen)
@@ -185,14 +210,27 @@ class RayTraced:
             indices = torch.from_numpy(self.drop_indices).to(device)
             order = torch.rand((n, per_drop), generator=generator, device=device).argsort(1)[:, :k]
             chosen = indices[_pick(len(indices), n, generator)][:, None] * per_drop + order
-        part = self._flat(device)
-        gains = plane_waves(
-            torch.complex(part["gains_re"][chosen], part["gains_im"][chosen]),
-            part["cosines"][chosen],
-            self.config.n_antennas,
-        )
-        los = part["line_of_sight"][chosen].bool()
-        return drops(self.config, part["delays_s"][chosen], gains, part["positions_m"][chosen], los, generator)
+        users = self._flat(device)
+        gains = torch.complex(users["gains_re"][chosen], users["gains_im"][chosen])
+        cosines, positions = users["cosines"][chosen], users["positions_m"][chosen]
+        if self.augment:
+            phases = 2 * math.pi * torch.rand((n, k, 1), generator=generator, device=device)
+            gains = gains * torch.polar(torch.ones_like(phases), phases)
+            side = 1.0 - 2.0 * torch.randint(2, (n, 1, 1), generator=generator, device=device)
+            cosines = cosines * side
+            positions = torch.cat([positions[..., :1], positions[..., 1:] * side], -1)
+        waves = plane_waves(gains, cosines, self.config.n_antennas)
+        los = users["line_of_sight"][chosen].bool()
+        drawn = drops(self.config, users["delays_s"][chosen], waves, positions, los, generator)
+        return replace(drawn, places=users["places"][chosen[:, 0]])
+
+    def has_pairs(self, spacing_m: tuple[float, float]) -> bool:
+        """Whether there are two users so far apart."""
+        try:
+            self._pairs_within(spacing_m)
+        except ModelError:
+            return False
+        return True
 
     def _flat(self, device: torch.device) -> dict[str, Tensor]:
         """Arrays per user, (drop * user, ...), on a device."""
@@ -200,11 +238,26 @@ class RayTraced:
             names = ("gains_re", "gains_im", "cosines", "delays_s", "positions_m", "line_of_sight")
             arrays = {name: self.file.arrays[name] for name in names}
             flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
+            flat["places"] = self._places(flat["positions_m"])
             self._on_device[device] = {name: torch.from_numpy(array).to(device) for name, array in flat.items()}
         return self._on_device[device]
 
-    def _pairs_within(self, spacing_m: Sequence[float]) -> np.ndarray:
-        """Pairs of users so far apart; int64 (pair, 2), indices into `_flat`."""
+    def _places(self, positions_m: np.ndarray) -> np.ndarray:
+        """Number of the square that each user of `_flat` is in, int64 (drop * user,)."""
+        per_drop = self.file.arrays["positions_m"].shape[1]
+        stations = np.repeat(self._stations(), per_drop)
+        squares = np.floor(positions_m / _PLACE_M).astype(np.int64)
+        found: np.ndarray = np.unique(np.column_stack([stations, squares]), axis=0, return_inverse=True)[1]
+        return found.reshape(-1).astype(np.int64)
+
+    def _stations(self) -> np.ndarray:
+        """A number for each drop's base station, int64 (drop,)."""
+        arrays = self.file.arrays
+        found: np.ndarray = arrays["scene"].astype(np.int64) << 16 | arrays["base"]
+        return found
+
+    def _pairs_within(self, spacing_m: Sequence[float]) -> _Pairs:
+        """Pairs of users so far apart, indices into `_flat`."""
         low, high = float(spacing_m[0]), float(spacing_m[1])
         if not 0 <= low <= high:
             raise ValueError(f"spacing_m={(low, high)}: lowest and highest distance, none negative")
@@ -213,32 +266,40 @@ class RayTraced:
             self._pairs[key] = self._find_pairs(low, high)
         return self._pairs[key]
 
-    def _find_pairs(self, low: float, high: float) -> np.ndarray:
+    def _find_pairs(self, low: float, high: float) -> _Pairs:
         from scipy.spatial import cKDTree
 
         arrays: dict[str, Any] = self.file.arrays
         drops_wanted = self.drop_indices
         per_drop = arrays["positions_m"].shape[1]
-        stations = arrays["scene"][drops_wanted].astype(np.int64) << 16 | arrays["base"][drops_wanted]
+        stations = self._stations()[drops_wanted]
         # One spacing asks for about that one: positions are where they were traced.
         slack = 0.1 * low if high == low else 0.0
-        found = []
+        found, apart = [], []
         for station in np.unique(stations):
             members = drops_wanted[stations == station]
             users = (members[:, None] * per_drop + np.arange(per_drop)).ravel()
             positions = arrays["positions_m"].reshape(-1, 2)[users].astype(np.float64)
             pairs = cKDTree(positions).query_pairs(high + slack, output_type="ndarray")
             distance = np.linalg.norm(positions[pairs[:, 0]] - positions[pairs[:, 1]], axis=1)
-            found.append(users[pairs[distance >= low - slack]])
-        pairs = np.concatenate(found)
+            near_enough = distance >= low - slack
+            found.append(users[pairs[near_enough]])
+            apart.append(distance[near_enough])
+        pairs, distances = np.concatenate(found).astype(np.int64), np.concatenate(apart)
         if not len(pairs):
             raise ModelError(
                 f"spacing_m={(low, high)}: no two users of split {self.split} are that far apart; "
                 "ask for a wider range, or trace more drops"
             )
         if len(pairs) > _MOST_PAIRS:
-            pairs = np.random.default_rng(1).choice(pairs, _MOST_PAIRS, replace=False)
-        return pairs.astype(np.int64)
+            kept = np.random.default_rng(1).choice(len(pairs), _MOST_PAIRS, replace=False)
+            pairs, distances = pairs[kept], distances[kept]
+        order = np.argsort(distances, kind="stable")
+        edges = np.linspace(low - slack, high + slack, _SPACING_PARTS + 1)[1:-1]
+        inner = np.searchsorted(distances[order], edges) if high > low else np.empty(0, np.int64)
+        limits = np.concatenate([[0], inner, [len(pairs)]]).astype(np.int64)
+        some = limits[1:] > limits[:-1]
+        return _Pairs(pairs[order], limits[:-1][some], limits[1:][some])
 
 
 def _pick(n_choices: int, n: int, generator: torch.Generator) -> Tensor:

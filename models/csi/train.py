@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from numpy.typing import ArrayLike
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
-from ...errors import ScenarioError
+from ...errors import ScenarioError, explain_validation
 from ..cards import InputSpec, Metric
-from ..statistics import Interval, mean_ci95
+from ..statistics import Interval, grouped_mean_ci95, mean_ci95
 from ..training import (
     OnProgress,
     OptimiserSection,
@@ -28,9 +29,11 @@ from ..training import (
     sit,
 )
 from . import networks
-from .channels import Source, stream
-from .link import Batch, Mixture, clustered, draw, feed_back, nmse
+from .channels import Drops, Source, stream
+from .link import Batch, Mixture, draw, feed_back, nmse
 from .networks.base import N_CONDITIONS
+from .raytraced import PathFile
+from .sources import Split, TracedShare, channel_sources, training_source
 
 SHIPPED = Path(__file__).parent / "configs"
 WEIGHTS = Path(__file__).parent / "weights"
@@ -88,6 +91,31 @@ def load_config(source: str | Path) -> TrainingConfig:
     return config
 
 
+def with_traced(
+    config: TrainingConfig, scenes: Sequence[str] | None = None, share: float | None = None
+) -> TrainingConfig:
+    """A configuration that takes drops from traced scenes.
+
+    Args:
+        config: what it says of traced drops is kept where nothing else is given.
+        scenes: of the file; None: as configured, or all.
+        share: of drops that are traced; None: as configured, or half.
+
+    Raises:
+        ScenarioError: the share is out of range.
+    """
+    fields = {} if config.mixture.traced is None else config.mixture.traced.model_dump()
+    if scenes is not None:
+        fields["scenes"] = tuple(scenes)
+    if share is not None:
+        fields["share"] = share
+    try:
+        traced = TracedShare.model_validate(fields)
+    except ValidationError as error:
+        raise ScenarioError(f"traced drops: {explain_validation(error)}") from error
+    return config.model_copy(update={"mixture": config.mixture.model_copy(update={"traced": traced})})
+
+
 def build_network(config: TrainingConfig) -> networks.Network:
     """Make the network of a configuration; fields that it shares with the mixture come from there.
 
@@ -113,6 +141,7 @@ def train(
     config: TrainingConfig,
     folder: str | Path,
     *,
+    traced: PathFile | None = None,
     device: str = "cpu",
     minutes: float | None = None,
     resume: bool = False,
@@ -127,6 +156,7 @@ def train(
     Args:
         config: what to train on what.
         folder: of the model.
+        traced: file of traced paths, for a mixture with traced drops.
         device: "cpu" or "cuda".
         minutes: wall time of training; the schedule is stretched over it and `steps` does not count. None: `steps`.
         resume: go on from the folder's checkpoint.
@@ -139,13 +169,14 @@ def train(
 
     Raises:
         ScenarioError: an argument or the configuration is wrong, or the folder is in use.
-        ModelError: the loss became NaN or infinite, or the checkpoint is damaged or of another configuration.
+        ModelError: the loss became NaN or infinite, the checkpoint is damaged or of another configuration, or the
+            traced paths do not fit the mixture.
         StorageError: the folder cannot be written.
     """
     where = checked_device(device)
     if minutes is not None and not minutes > 0:
         raise ScenarioError(f"minutes={minutes:g}: a positive time")
-    run = CsiTraining(config, Path(folder), where, minutes, fresh=not resume)
+    run = CsiTraining(config, Path(folder), where, minutes, fresh=not resume, traced=traced)
     return sit(run, resume, overwrite, on_progress, command or f"semair train csi --config {config.name}")
 
 
@@ -189,14 +220,26 @@ class CsiTraining(TrainingRun[TrainingConfig, networks.Network]):
         device: torch.device,
         minutes: float | None,
         fresh: bool = True,
-        source: Source | None = None,
+        traced: PathFile | None = None,
     ) -> None:
         super().__init__(config, place, device, minutes)
-        self.source = source or clustered(config.mixture)
+        mixture = config.mixture
+
+        def source(split: Split) -> Source:
+            return training_source(mixture.channel, mixture.traced, traced, split)
+
+        self.source, self._valid = source("train"), source("valid")
+        self._tests = channel_sources(mixture.channel, mixture.traced, traced, "test")
+        if traced is not None:
+            self.origin = {"traced_sha256": traced.sha256}
+            # Too few drops for a spacing would end the run only after hours.
+            for tried in (self.source, self._valid, self._tests["traced"]):
+                for spacing_m in (None, mixture.far_m) if mixture.far else (None,):
+                    tried.draw(32, torch.Generator().manual_seed(1), spacing_m)
         if fresh and config.start_drops:
             # In training mode still, and before the first step; a checkpoint brings its own weights.
             generator = torch.Generator().manual_seed(derived_seed(config.seed, "training", 1 << 40))
-            self.network.start_from(torch.cat(list(self._drops(config.start_drops, generator))))
+            self.network.start_from(_csi(_drawn(self.source, config.start_drops, generator)))
             if self.average is not None:
                 self.average = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
         self._validation: Tensor | None = None
@@ -221,7 +264,7 @@ class CsiTraining(TrainingRun[TrainingConfig, networks.Network]):
         settings = self.config.validation
         if self._validation is None:
             generator = torch.Generator().manual_seed(derived_seed(self.config.seed, "validation"))
-            self._validation = torch.cat(list(self._drops(settings.drops, generator)))
+            self._validation = _csi(_drawn(self._valid, settings.drops, generator))
         found = {}
         for length in self.config.mixture.lengths:
             generator = torch.Generator(self.device).manual_seed(derived_seed(self.config.seed, "validation", length))
@@ -230,12 +273,16 @@ class CsiTraining(TrainingRun[TrainingConfig, networks.Network]):
         return found
 
     def measure(self, network: networks.Network) -> tuple[Metric, ...]:
-        """NMSE in dB over lengths and SNR, with a neighbour, without one, and with one far away."""
+        """NMSE in dB over lengths and SNR, with a neighbour, without one, and with one far away; each source alone."""
+        return tuple(metric for name, source in self._tests.items() for metric in self._measured(network, name, source))
+
+    def _measured(self, network: networks.Network, channel: str, source: Source) -> list[Metric]:
         settings, seed = self.config.validation, self.config.seed
         n = settings.test_drops
         generator = stream("test", seed)
-        near = torch.cat(list(self._drops(n, generator))).to(self.device)
-        far = torch.cat(list(self._drops(n, generator, self.config.mixture.far_m))).to(self.device)
+        near_drops = _drawn(source, n, generator)
+        far_drops = _drawn(source, n, generator, self.config.mixture.far_m)
+        near, far = _csi(near_drops).to(self.device), _csi(far_drops).to(self.device)
         metrics = []
         first = torch.zeros(near.shape[:2], dtype=torch.bool, device=self.device)
         first[:, 0] = True
@@ -249,10 +296,13 @@ class CsiTraining(TrainingRun[TrainingConfig, networks.Network]):
                     ]
                 for neighbour, batch in cases:
                     noise = torch.Generator(self.device).manual_seed(derived_seed(seed, "test", length))
-                    interval = in_db(mean_ci95(drop_nmse(network, batch, noise)))
+                    interval = in_db(
+                        drops_ci95(drop_nmse(network, batch, noise), far_drops if neighbour == "far" else near_drops)
+                    )
                     conditions = {"length": length, "snr_db": snr_db, "neighbour": neighbour, "drops": n}
+                    conditions["channel"] = channel
                     metrics.append(Metric(name="nmse_db", unit="dB", conditions=conditions, **interval._asdict()))
-        return tuple(metrics)
+        return metrics
 
     def scenario(self) -> dict[str, Any]:
         """Numerology, lengths and the mixture."""
@@ -286,8 +336,20 @@ class CsiTraining(TrainingRun[TrainingConfig, networks.Network]):
             InputSpec(name="decoder present", shape=("batch", "user"), normalisation="1 for users that are heard"),
         )
 
-    def _drops(
-        self, n: int, generator: torch.Generator, spacing_m: tuple[float, float] | None = None
-    ) -> Iterator[Tensor]:
-        for start in range(0, n, _CHUNK):
-            yield self.source.draw(min(_CHUNK, n - start), generator, spacing_m).delay_angle
+
+def drops_ci95(per_drop_values: ArrayLike, drawn: Sequence[Drops]) -> Interval:
+    """Mean over drops, drawn in several parts; those of one place count as one sample where places are known."""
+    places = [drops.places for drops in drawn]
+    if any(one is None for one in places):
+        return mean_ci95(per_drop_values)
+    return grouped_mean_ci95(per_drop_values, torch.cat([one for one in places if one is not None]).cpu().numpy())
+
+
+def _drawn(
+    source: Source, n: int, generator: torch.Generator, spacing_m: tuple[float, float] | None = None
+) -> list[Drops]:
+    return [source.draw(min(_CHUNK, n - start), generator, spacing_m) for start in range(0, n, _CHUNK)]
+
+
+def _csi(drawn: Sequence[Drops]) -> Tensor:
+    return torch.cat([drops.delay_angle for drops in drawn])
