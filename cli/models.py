@@ -364,7 +364,8 @@ def evaluate_uad(
 @evaluate_app.command(
     "csi",
     epilog="Examples: semair evaluate csi --quick | semair evaluate csi --numerology paper --sweep snr | "
-    "semair evaluate csi -m lab -m klt -m runs/csi-mine --drops 5000",
+    "semair evaluate csi -m lab -m klt -m runs/csi-mine --drops 5000 | semair evaluate csi --numerology paper "
+    "--traced paths.safetensors --scene etoile",
 )
 def evaluate_csi(
     model: Annotated[
@@ -374,6 +375,12 @@ def evaluate_csi(
     numerology: Annotated[str, typer.Option(help="lab or paper.")] = "lab",
     sweep: Annotated[list[str] | None, typer.Option(help="ratio, snr, spacing, neighbour; default all.")] = None,
     drops: Annotated[int | None, typer.Option(help="Drops of a condition.")] = None,
+    traced: Annotated[
+        Path | None, typer.Option(help="Take drops from the test split of this file of semair trace.")
+    ] = None,
+    scene: Annotated[
+        list[str] | None, typer.Option(help="Scene of that file; repeat for more; default: all of them together.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 1,
     folder: Annotated[Path | None, typer.Option(help="For the results; default runs/evaluate-csi-TIME.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer conditions and drops.")] = False,
@@ -381,12 +388,16 @@ def evaluate_csi(
 ) -> None:
     """Compare networks that feed CSI back, and a linear code, on the same drops and noise.
 
-    Leaves evaluation.json and nmse.png. Ctrl-C keeps what is done.
+    With --traced they get drops of places that no training has seen, and intervals are over places of 20 m. Leaves
+    evaluation.json and nmse.png. Ctrl-C keeps what is done.
     """
     from ..flowgraphs.csi_figures import FIGURE_NAME, table, write_evaluation
     from ..models.csi import evaluate
 
-    known = evaluate.sweeps(quick)
+    if scene and traced is None:
+        raise ScenarioError("--scene goes with --traced, a file of semair trace")
+    source = None if traced is None else evaluate.traced_test(traced, scene or (), numerology)
+    known = evaluate.sweeps(quick, source)
     for name in sweep or ():
         if name not in known:
             raise ScenarioError(f"--sweep {name!r} is unknown; choose among: {', '.join(known)}")
@@ -394,6 +405,12 @@ def evaluate_csi(
     place = folder or new_folder("evaluate-csi")
     results: dict[str, list[Any]] = {one.name: [] for one in chosen}
     settings: dict[str, Any] = {"numerology": numerology, "drops": drops or (250 if quick else 2000), "seed": seed}
+    if traced is not None and source is not None:
+        settings["traced"] = {
+            "file": traced.name,
+            "sha256": source.file.sha256,
+            "scenes": list(source.scenes or source.file.scenes),
+        }
     total, done, interrupted = sum(len(one.conditions) for one in chosen), 0, False
     try:
         with share_progress("evaluating", quiet=as_json) as on_progress:
@@ -401,7 +418,7 @@ def evaluate_csi(
             contenders = evaluate.contenders(numerology, model)
             settings["contenders"] = ", ".join(one.name for one in contenders)
             config = evaluate.PRESETS[numerology]
-            evaluation = evaluate.Evaluation(contenders, config, settings["drops"], seed)
+            evaluation = evaluate.Evaluation(contenders, config, settings["drops"], seed, source=source)
             for one in chosen:
                 for condition in one.conditions:
                     text = f"{one.name}, {one.axis} {getattr(condition, one.axis)}"

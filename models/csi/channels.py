@@ -160,7 +160,10 @@ class Drops:
 class Source(Protocol):
     """Anything that CSI is drawn from."""
 
-    config: ChannelConfig
+    @property
+    def config(self) -> ChannelConfig:
+        """Numbers of the downlink."""
+        ...
 
     def draw(
         self,

@@ -18,16 +18,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...errors import ScenarioError
+from ...errors import ModelError, ScenarioError
 from ..cards import CARD_FILE, Card
 from ..engine import latencies
-from ..statistics import Interval, mean_ci95
+from ..statistics import Interval
 from ..training import derived_seed
 from . import networks
-from .channels import PRESETS, ChannelConfig, Clustered, Drops, from_delay_angle, stream
+from .channels import PRESETS, ChannelConfig, Clustered, Drops, Source, from_delay_angle, stream
 from .klt import KltCode
 from .link import Batch, add_noise, feed_back, nmse
-from .train import WEIGHTS, conditioned, in_db
+from .raytraced import RayTraced, read_paths
+from .train import WEIGHTS, conditioned, drops_ci95, in_db
 
 KLT = "klt"
 """Name of the linear contender."""
@@ -83,6 +84,7 @@ class Row:
         cosine: Mean over subcarriers and users of the cosine similarity of true and recovered CSI.
         sum_rate: Share of the sum rate that regularised zero forcing reaches with perfect CSI; None for one user.
         drops: Coded.
+        places: Independent samples among them: generated drops are all that, traced ones only from place to place.
         errors: float64, (drop,): NMSE of each; not part of `as_dict`.
     """
 
@@ -93,6 +95,7 @@ class Row:
     cosine: float
     sum_rate: Interval | None
     drops: int
+    places: int
     errors: NDArray[np.float64]
 
     def as_dict(self) -> dict[str, Any]:
@@ -215,9 +218,7 @@ def contenders(numerology: str, names: Sequence[str] | None = None) -> list[Cont
     Raises:
         ScenarioError: numerology or name is unknown, or weights are for other taps or antennas.
     """
-    if numerology not in PRESETS:
-        raise ScenarioError(f"numerology {numerology!r} is unknown; choose one of: {', '.join(PRESETS)}")
-    config = PRESETS[numerology]
+    config = _preset(numerology)
     chosen: list[Contender] = []
     for name in [*shipped(), KLT] if names is None else names:
         if name == KLT:
@@ -235,21 +236,53 @@ def contenders(numerology: str, names: Sequence[str] | None = None) -> list[Cont
     return chosen
 
 
-def sweeps(quick: bool = False) -> dict[str, Sweep]:
-    """The evaluation of CSI feedback, by sweep name; `quick` takes fewer conditions."""
+def _preset(numerology: str) -> ChannelConfig:
+    if numerology not in PRESETS:
+        raise ScenarioError(f"numerology {numerology!r} is unknown; choose one of: {', '.join(PRESETS)}")
+    return PRESETS[numerology]
+
+
+TRACED_SPACINGS_M = ((0.5, 1.0), (1.0, 2.0), (2.0, 5.0), (5.0, 10.0), (10.0, 20.0), (20.0, 50.0), (50.0, 100.0))
+"""Ranges that pairs of traced users are sorted into, where they are and not where one would have them."""
+
+
+def sweeps(quick: bool = False, traced: RayTraced | None = None) -> dict[str, Sweep]:
+    """The evaluation of CSI feedback, by sweep name.
+
+    Args:
+        quick: fewer conditions.
+        traced: for drops of this source; spacings are those that it has pairs for.
+    """
     base = Condition()
 
     def over(name: str, axis: str, values: Sequence[Any]) -> Sweep:
         return Sweep(name, axis, tuple(replace(base, **{axis: value}) for value in values))
 
-    spacings = (0.5, 5.0, 50.0) if quick else (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+    spacings = [(m, m) for m in ((0.5, 5.0, 50.0) if quick else (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0))]
+    if traced is not None:
+        spacings = [m for m in TRACED_SPACINGS_M[:: 3 if quick else 1] if traced.has_pairs(m)]
     found = [
         over("ratio", "ratio", (64, 8) if quick else RATIOS),
         over("snr", "snr_db", (-5.0, 10.0) if quick else (-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0)),
-        over("spacing", "spacing_m", [(spacing, spacing) for spacing in spacings]),
+        over("spacing", "spacing_m", spacings),
         over("neighbour", "neighbour", ("there", "missing")),
     ]
     return {sweep.name: sweep for sweep in found}
+
+
+def traced_test(path: Path | str, scenes: Sequence[str], numerology: str) -> RayTraced:
+    """Drops of the test split of a file of traced paths.
+
+    Args:
+        path: of the file.
+        scenes: of it; none: all.
+        numerology: one of `channels.PRESETS`.
+
+    Raises:
+        ScenarioError: the numerology is unknown.
+        ModelError: the file is missing or damaged, or has no such scene, another carrier, or no test drops.
+    """
+    return RayTraced(read_paths(path), "test", tuple(scenes), _preset(numerology))
 
 
 class Evaluation:
@@ -261,6 +294,11 @@ class Evaluation:
         n_drops: Of each condition.
         seed: Of drops and noise.
         downlink_snr_db: Transmit power over noise power of the downlink that the sum rate is that of.
+        source: Of the drops, of the test split; None: the generator.
+
+    Raises:
+        ScenarioError: There is nothing to compare, or too little to compare it on.
+        ModelError: The source is for another numerology.
     """
 
     def __init__(
@@ -270,11 +308,19 @@ class Evaluation:
         n_drops: int,
         seed: int = 1,
         downlink_snr_db: float = 10.0,
+        source: Source | None = None,
     ) -> None:
         if n_drops < 2 or not chosen:
             raise ScenarioError(f"n_drops={n_drops}, {len(chosen)} contenders: at least 2 drops and 1 contender")
         self.chosen = list(chosen)
         self.config, self.n_drops, self.seed, self.downlink_snr_db = config, n_drops, seed, downlink_snr_db
+        self.source = source or Clustered(config)
+        given, needed = ((c.n_taps, c.n_antennas, c.n_subcarriers) for c in (self.source.config, config))
+        if given != needed:
+            raise ModelError(
+                f"drops have {given[0]} taps, {given[1]} antennas and {given[2]} subcarriers; the evaluation is for "
+                f"{needed[0]}, {needed[1]} and {needed[2]}"
+            )
 
     def rows(self, condition: Condition, on_share: Callable[[float], None] | None = None) -> list[Row]:
         """Evaluate all contenders; one row each, in their order.
@@ -287,10 +333,12 @@ class Evaluation:
             raise ScenarioError(f"ratio={condition.ratio}: at least {min(RATIOS)}, and a divisor of {size}")
         length = size // condition.ratio
         tallies = [_Tally() for _ in self.chosen]
-        generator, source = stream("test", self.seed), Clustered(self.config)
+        generator = stream("test", self.seed)
         done = 0
         while done < self.n_drops:
-            drops = source.draw(min(_CHUNK, self.n_drops - done), generator, condition.spacing_m, condition.n_users)
+            drops = self.source.draw(
+                min(_CHUNK, self.n_drops - done), generator, condition.spacing_m, condition.n_users
+            )
             csi = drops.delay_angle
             present = torch.ones(csi.shape[:2], dtype=torch.bool)
             if condition.neighbour == "missing":
@@ -347,6 +395,7 @@ class _Tally:
         self._errors: list[NDArray[np.float64]] = []
         self._full: list[NDArray[np.float64]] = []
         self._cosine: list[NDArray[np.float64]] = []
+        self._places: list[Tensor | None] = []
         self.rates: list[NDArray[np.float32]] = []
 
     def add(self, drops: Drops, recovered: Tensor, present: Tensor) -> None:
@@ -361,17 +410,20 @@ class _Tally:
         self._errors.append(mean(nmse(drops.delay_angle, recovered)))
         self._full.append(mean(nmse(h, known)))
         self._cosine.append(mean((inner / scale).mean(-1)))
+        self._places.append(drops.places)
 
     def row(self, name: str, condition: Condition) -> Row:
         errors = np.concatenate(self._errors)
+        known = [part for part in self._places if part is not None]
         return Row(
             contender=name,
             condition=condition,
-            nmse_db=in_db(mean_ci95(errors)),
+            nmse_db=in_db(drops_ci95(errors, self._places)),
             full_nmse_db=10 * math.log10(float(np.concatenate(self._full).mean())),
             cosine=float(np.concatenate(self._cosine).mean()),
-            sum_rate=mean_ci95(np.concatenate(self.rates)) if self.rates else None,
+            sum_rate=drops_ci95(np.concatenate(self.rates), self._places) if self.rates else None,
             drops=len(errors),
+            places=len(torch.cat(known).unique()) if known else len(errors),
             errors=errors,
         )
 

@@ -7,7 +7,6 @@ power arrives with complex Gaussian noise of power 10^(-SNR/10).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -69,8 +68,7 @@ def clustered(mixture: Mixture) -> Source:
     """Drops without end for a mixture that has no traced ones."""
     if mixture.traced is not None:
         raise ValueError("the mixture has traced drops: see `sources.training_source`, which takes their file")
-    # A frozen field satisfies a protocol that only reads it.
-    return cast(Source, Clustered(mixture.channel))
+    return Clustered(mixture.channel)
 
 
 @dataclass(frozen=True)

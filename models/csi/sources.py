@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -87,7 +87,7 @@ def channel_sources(
             raise ScenarioError(
                 "a file of traced paths is given, and mixture.traced is missing; add it, with its share"
             )
-        return {"clustered": cast(Source, Clustered(channel))}
+        return {"clustered": Clustered(channel)}
     if file is None:
         raise ScenarioError(
             f"mixture.traced wants {traced.share:.0%} of the drops traced: give their file with --traced, "
@@ -97,9 +97,7 @@ def channel_sources(
     if channel.n_users not in (2, *range(1, users + 1)):
         raise ModelError(f"n_users={channel.n_users} of the channel: drops of the traced file have {users} users")
     found = RayTraced(file, split, traced.scenes, channel, augment=traced.augment and split == "train")
-    generated = {} if traced.share == 1 else {"clustered": cast(Source, Clustered(channel))}
-    # A frozen field satisfies a protocol that only reads it.
-    return generated | {"traced": cast(Source, found)}
+    return {"traced": found} if traced.share == 1 else {"clustered": Clustered(channel), "traced": found}
 
 
 def training_source(channel: ChannelConfig, traced: TracedShare | None, file: PathFile | None, split: Split) -> Source:
@@ -107,7 +105,7 @@ def training_source(channel: ChannelConfig, traced: TracedShare | None, file: Pa
     found = channel_sources(channel, traced, file, split)
     if traced is None or len(found) == 1:
         return next(iter(found.values()))
-    return cast(Source, Mixed(found["clustered"], found["traced"], traced.share))
+    return Mixed(found["clustered"], found["traced"], traced.share)
 
 
 def _joined(one: Drops, other: Drops) -> Drops:

@@ -283,6 +283,7 @@ class CsiTraining(TrainingRun[TrainingConfig, networks.Network]):
         near_drops = _drawn(source, n, generator)
         far_drops = _drawn(source, n, generator, self.config.mixture.far_m)
         near, far = _csi(near_drops).to(self.device), _csi(far_drops).to(self.device)
+        places = {"near": [drops.places for drops in near_drops], "far": [drops.places for drops in far_drops]}
         metrics = []
         first = torch.zeros(near.shape[:2], dtype=torch.bool, device=self.device)
         first[:, 0] = True
@@ -297,7 +298,7 @@ class CsiTraining(TrainingRun[TrainingConfig, networks.Network]):
                 for neighbour, batch in cases:
                     noise = torch.Generator(self.device).manual_seed(derived_seed(seed, "test", length))
                     interval = in_db(
-                        drops_ci95(drop_nmse(network, batch, noise), far_drops if neighbour == "far" else near_drops)
+                        drops_ci95(drop_nmse(network, batch, noise), places["far" if neighbour == "far" else "near"])
                     )
                     conditions = {"length": length, "snr_db": snr_db, "neighbour": neighbour, "drops": n}
                     conditions["channel"] = channel
@@ -337,12 +338,17 @@ class CsiTraining(TrainingRun[TrainingConfig, networks.Network]):
         )
 
 
-def drops_ci95(per_drop_values: ArrayLike, drawn: Sequence[Drops]) -> Interval:
-    """Mean over drops, drawn in several parts; those of one place count as one sample where places are known."""
-    places = [drops.places for drops in drawn]
-    if any(one is None for one in places):
+def drops_ci95(per_drop_values: ArrayLike, places: Sequence[Tensor | None]) -> Interval:
+    """Mean over drops with its interval; those of one place count as one sample.
+
+    Args:
+        per_drop_values: float, (drop,).
+        places: `Drops.places` of the parts that the drops were drawn in.
+    """
+    known = [part for part in places if part is not None]
+    if len(known) < len(places):
         return mean_ci95(per_drop_values)
-    return grouped_mean_ci95(per_drop_values, torch.cat([one for one in places if one is not None]).cpu().numpy())
+    return grouped_mean_ci95(per_drop_values, torch.cat(known).cpu().numpy())
 
 
 def _drawn(

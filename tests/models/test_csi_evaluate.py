@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from semair.errors import ScenarioError
+from semair.errors import ModelError, ScenarioError
 from semair.models.csi.channels import PRESETS, ChannelConfig, Clustered, from_delay_angle, stream
 from semair.models.csi.evaluate import (
+    TRACED_SPACINGS_M,
     Condition,
     Evaluation,
     as_json,
@@ -15,8 +18,10 @@ from semair.models.csi.evaluate import (
     load_contender,
     rzf_sum_rate,
     sweeps,
+    traced_test,
 )
 from semair.models.csi.link import nmse
+from semair.models.statistics import grouped_mean_ci95
 
 CONFIG = ChannelConfig(n_antennas=4, n_taps=16, lead_taps=2.0, n_subcarriers=32, bandwidth_hz=10e6)
 
@@ -127,3 +132,48 @@ def test_what_is_wrong_is_named(tmp_path):
         Evaluation([], CONFIG, 10)
     with pytest.raises(ScenarioError, match="ratio=7: at least 8, and a divisor of 64"):
         Evaluation([Genie("one", 0)], CONFIG, 10).rows(Condition(ratio=7))
+
+
+class Places:
+    """Drops of the generator, so many of each of a few places."""
+
+    def __init__(self, n_places, config=CONFIG):
+        self.config, self._n = config, n_places
+
+    def draw(self, n, generator, spacing_m=None, n_users=None):
+        drops = Clustered(self.config).draw(n, generator, spacing_m, n_users)
+        return replace(drops, places=torch.arange(n) % self._n)
+
+
+def test_drops_of_a_given_source_and_the_interval_over_its_places():
+    class Scattered(Genie):
+        def recover(self, batch, generator):
+            return batch.csi * torch.linspace(0, 1, len(batch.csi))[:, None, None, None]
+
+    condition = Condition(ratio=8)
+    plain = Evaluation([Scattered("one", 0)], CONFIG, 60).rows(condition)[0]
+    row = Evaluation([Scattered("one", 0)], CONFIG, 60, source=Places(5)).rows(condition)[0]
+    assert (plain.places, row.places, row.drops) == (60, 5, 60)
+    np.testing.assert_array_equal(row.errors, plain.errors)
+    expected = grouped_mean_ci95(row.errors, np.arange(60) % 5)
+    assert row.nmse_db == pytest.approx([10 * np.log10(value) for value in expected])
+    assert as_json({"ratio": [row]}, {})["sweeps"]["ratio"][0]["places"] == 5
+
+
+def test_drops_of_another_numerology_are_refused():
+    other = Places(3, ChannelConfig(n_antennas=8, n_taps=16, lead_taps=2.0, n_subcarriers=32))
+    with pytest.raises(ModelError, match=r"drops have 16 taps, 8 antennas and 32 subcarriers; .* for 16, 4 and 32"):
+        Evaluation([Genie("one", 0)], CONFIG, 10, source=other)
+
+
+def test_traced_sweeps_have_the_spacings_that_the_file_has_pairs_for(tmp_path, write_paths):
+    write_paths(tmp_path / "paths")
+    source = traced_test(tmp_path / "paths", ("street",), "lab")
+    assert (source.split, source.scenes, source.config) == ("test", ("street",), PRESETS["lab"])
+    spacings = [condition.spacing_m for condition in sweeps(traced=source)["spacing"].conditions]
+    assert spacings[0] == (0.5, 1.0)
+    assert all(source.has_pairs(spacing) == (spacing in spacings) for spacing in TRACED_SPACINGS_M)
+    with pytest.raises(ScenarioError, match="numerology 'home' is unknown"):
+        traced_test(tmp_path / "paths", (), "home")
+    with pytest.raises(ModelError, match="no such file; make one with: semair trace"):
+        traced_test(tmp_path / "nothing", (), "lab")

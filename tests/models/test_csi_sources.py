@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 
@@ -12,13 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from safetensors.numpy import save_file
 from semair.errors import ModelError, ScenarioError
 from semair.models.cards import load_model
 from semair.models.csi import networks
 from semair.models.csi.channels import PRESETS, ChannelConfig, Clustered, stream
 from semair.models.csi.link import Mixture, draw
-from semair.models.csi.raytraced import FORMAT, RayTraced, read_paths
+from semair.models.csi.raytraced import RayTraced, read_paths
 from semair.models.csi.sources import Mixed, TracedShare, channel_sources, training_source
 from semair.models.csi.train import TrainingConfig, train, with_traced
 from semair.models.statistics import grouped_mean_ci95, mean_ci95
@@ -26,41 +24,8 @@ from semair.models.statistics import grouped_mean_ci95, mean_ci95
 SMALL = ChannelConfig(n_antennas=4, n_subcarriers=64, n_taps=8, lead_taps=2.0)
 
 
-def write_paths(path, seed=1, n=240, users=4, paths=5, frequency_hz=3.5e9):
-    """Two scenes of one base station each, drops of all splits on a strip 200 m long."""
-    rng = np.random.default_rng(seed)
-    positions = np.stack(
-        [
-            rng.uniform(20, 220, (n, 1)) + np.arange(users) * rng.uniform(0.5, 1.5, (n, 1)),
-            rng.uniform(-9, 9, (n, users)),
-        ],
-        -1,
-    )
-    delays = rng.uniform(0, 3e-7, (n, users, paths))
-    delays[..., 0] = 0
-    gains = rng.standard_normal((2, n, users, paths))
-    arrays = {
-        "scene": np.arange(n) % 2,
-        "base": np.zeros(n),
-        "split": np.arange(n) // 2 % 3,
-        "positions_m": positions,
-        "line_of_sight": np.ones((n, users)),
-        "delays_s": delays,
-        "cosines": rng.uniform(-1, 1, (n, users, paths)),
-        "gains_re": gains[0],
-        "gains_im": gains[1],
-    }
-    types = {"scene": "u1", "base": "u2", "split": "u1", "line_of_sight": "u1"}
-    save_file(
-        {name: np.ascontiguousarray(array.astype(types.get(name, "f4"))) for name, array in arrays.items()},
-        path,
-        {"format": FORMAT, "scenes": json.dumps(["square", "street"]), "frequency_hz": str(frequency_hz)},
-    )
-    return path
-
-
 @pytest.fixture(scope="module")
-def file(tmp_path_factory):
+def file(tmp_path_factory, write_paths):
     return read_paths(write_paths(tmp_path_factory.mktemp("paths") / "paths.safetensors"))
 
 
@@ -174,7 +139,7 @@ def test_validation_and_test_are_of_their_split_and_as_they_were_traced(file):
     assert training_source(SMALL, None, None, "train") == Clustered(SMALL)
 
 
-def test_sources_that_cannot_be_are_refused(file, tmp_path):
+def test_sources_that_cannot_be_are_refused(file, tmp_path, write_paths):
     with pytest.raises(ScenarioError, match=r"wants 50% of the drops traced: give their file with --traced"):
         channel_sources(SMALL, TracedShare(), None, "train")
     with pytest.raises(ScenarioError, match=r"mixture\.traced is missing"):
@@ -261,7 +226,7 @@ def stop_at_once(progress):
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_resuming_takes_the_same_file_and_ends_with_the_same_weights(file, tmp_path, monkeypatch):
+def test_resuming_takes_the_same_file_and_ends_with_the_same_weights(file, tmp_path, monkeypatch, write_paths):
     monkeypatch.setattr("semair.models.training._REPORT_S", 0.0)
     train(TINY, tmp_path / "whole", traced=file)
     assert train(TINY, tmp_path / "parts", traced=file, on_progress=stop_at_once).card is None
