@@ -259,7 +259,58 @@ class AccessSlot:
     noise_power: float
 
 
-class AccessSlotCutter:
+class SlotCutter:
+    """Cuts one and the same part out of every frame that is announced to it.
+
+    Args:
+        n_antennas: rows of the stream.
+        first_sample: of the part, from the frame start.
+        n_samples: of the part.
+    """
+
+    def __init__(self, n_antennas: int, first_sample: int, n_samples: int) -> None:
+        self.n_antennas = n_antennas
+        self.first_sample = first_sample
+        self.n_samples = n_samples
+        self._index = 0
+        self._open: list[tuple[FrameStart, np.ndarray]] = []
+
+    def announce(self, frame: FrameStart) -> None:
+        """Ask for the part of a frame whose start is not behind the samples processed so far."""
+        if frame.start < self._index:
+            raise ValueError(f"frame at sample {frame.start} announced late: the stream is at {self._index}")
+        self._open.append((frame, np.empty((self.n_antennas, self.n_samples), np.complex64)))
+
+    def cut(self, samples: np.ndarray | Sequence[np.ndarray]) -> list[tuple[FrameStart, np.ndarray]]:
+        """Take the next samples; returns frames whose part became complete, with it, complex64 (n_antennas, n_samples).
+
+        Args:
+            samples: complex64, (n_antennas, n), or one row per antenna; only what lies in parts is copied.
+        """
+        begin, end = self._index, self._index + len(samples[0])
+        self._index = end
+        done, still_open = [], []
+        for frame, window in self._open:
+            first = frame.start + self.first_sample
+            low, high = max(begin, first), min(end, first + window.shape[1])
+            if low < high:
+                for row, values in zip(window, samples, strict=True):
+                    row[low - first : high - first] = values[low - begin : high - begin]
+            if end >= first + window.shape[1]:
+                done.append((frame, window))
+            else:
+                still_open.append((frame, window))
+        self._open = still_open
+        return done
+
+    def interrupt(self) -> list[FrameStart]:
+        """Drop the frames still open, as samples are missing from here on; returns them."""
+        dropped = [frame for frame, _ in self._open]
+        self._open = []
+        return dropped
+
+
+class AccessSlotCutter(SlotCutter):
     """Cuts access slot and noise slot out of a stream at the frames announced to it.
 
     Args:
@@ -271,50 +322,21 @@ class AccessSlotCutter:
     def __init__(self, frame_format: FrameFormat, n_antennas: int, preamble_lengths: Sequence[int]) -> None:
         for length in preamble_lengths:
             frame_format.symbols_of_length(length)
+        super().__init__(n_antennas, frame_format.access_start, frame_format.used_samples - frame_format.access_start)
         self.frame_format = frame_format
-        self.n_antennas = n_antennas
         self.preamble_lengths = tuple(preamble_lengths)
-        self._index = 0
-        self._open: list[tuple[FrameStart, np.ndarray]] = []
 
     def length_of(self, frame_number: int) -> int:
         """Preamble length sent in a frame."""
         return self.preamble_lengths[frame_number % len(self.preamble_lengths)]
 
-    def announce(self, frame: FrameStart) -> None:
-        """Ask for the slots of a frame whose start is not behind the samples processed so far."""
-        if frame.start < self._index:
-            raise ValueError(f"frame at sample {frame.start} announced late: the stream is at {self._index}")
-        span = self.frame_format.used_samples - self.frame_format.access_start
-        self._open.append((frame, np.empty((self.n_antennas, span), np.complex64)))
-
     def process(self, samples: np.ndarray | Sequence[np.ndarray]) -> list[AccessSlot]:
         """Take the next samples; returns the slots that became complete.
 
         Args:
-            samples: complex64, (n_antennas, n), or one row per antenna; only what lies in slots is copied.
+            samples: complex64, (n_antennas, n), or one row per antenna.
         """
-        begin, end = self._index, self._index + len(samples[0])
-        self._index = end
-        done, still_open = [], []
-        for frame, window in self._open:
-            first = frame.start + self.frame_format.access_start
-            low, high = max(begin, first), min(end, first + window.shape[1])
-            if low < high:
-                for row, values in zip(window, samples, strict=True):
-                    row[low - first : high - first] = values[low - begin : high - begin]
-            if end >= first + window.shape[1]:
-                done.append(self._demodulate(frame, window))
-            else:
-                still_open.append((frame, window))
-        self._open = still_open
-        return done
-
-    def interrupt(self) -> list[FrameStart]:
-        """Drop the frames still open, as samples are missing from here on; returns them."""
-        dropped = [frame for frame, _ in self._open]
-        self._open = []
-        return dropped
+        return [self._demodulate(frame, window) for frame, window in self.cut(samples)]
 
     def _demodulate(self, frame: FrameStart, window: np.ndarray) -> AccessSlot:
         fmt = self.frame_format
