@@ -142,6 +142,6 @@ def test_what_cannot_be_carried_is_refused(rng):
 
 def test_drift_that_eats_the_latency_is_an_error(rng):
     air = downlink(Impairments(cfo_ppm=100.0), sample_rate_hz=1e3)
-    tx = sent(20, rng)
+    tx = sent(80, rng)
     with pytest.raises(RadioError, match="latency"):
         air.process(tx)
