@@ -20,11 +20,16 @@ class KltCode:
     Args:
         csi: complex64, (drop, user, tap, beam): training draws; their number should be several times tap * beam.
         joint: Whether the decoder uses all users' words for each.
+
+    Raises:
+        ValueError: draws have another shape, are none, hold values that are no numbers, or a user without power.
     """
 
     def __init__(self, csi: Complex, joint: bool = True) -> None:
         if csi.ndim != 4 or not np.iscomplexobj(csi):
             raise ValueError(f"csi is {csi.dtype} {csi.shape}; needs complex (drop, user, tap, beam)")
+        if not csi.size or not np.isfinite(csi).all() or not csi.any((2, 3)).all():
+            raise ValueError(f"csi {csi.shape}: needs draws of finite numbers, of each user some that are not 0")
         self.shape = csi.shape[2:]
         self.n_users = csi.shape[1] if joint else 1
         # Each order of users is as likely as any other.
@@ -39,7 +44,15 @@ class KltCode:
         self._decoders: dict[tuple[int, float], Complex] = {}
 
     def encode(self, csi: Complex, length: int, snr_db: float) -> Complex:
-        """Words of unit mean power; complex64, (..., length) from (..., tap, beam)."""
+        """Words of unit mean power; complex64, (..., length) from (..., tap, beam).
+
+        Raises:
+            ValueError: a shape, a length or an SNR does not fit, or CSI holds values that are no numbers.
+        """
+        if csi.shape[-2:] != self.shape or not np.iscomplexobj(csi) or not np.isfinite(csi).all():
+            raise ValueError(
+                f"csi is {csi.dtype} {csi.shape}; needs finite complex CSI whose last axes are {self.shape}"
+            )
         flat = _unit(csi.reshape(*csi.shape[:-2], -1))
         amplitude = np.sqrt(self.powers(length, snr_db) / np.maximum(self.variances[:length], 1e-12))
         words = (flat @ self.basis[:, :length].conj()) * amplitude
@@ -48,6 +61,8 @@ class KltCode:
 
     def powers(self, length: int, snr_db: float) -> NDArray[np.float64]:
         """Powers of the first components; float64, (length,), summing to length."""
+        if not 1 <= length <= len(self.variances) or not np.isfinite(snr_db):
+            raise ValueError(f"length={length}, snr_db={snr_db}: 1 to {len(self.variances)} symbols, a finite SNR")
         noise = 10 ** (-snr_db / 10)
         root = np.sqrt(np.maximum(self.variances[:length], 1e-12))
         # Components drop out from the weakest on until all that are left have a positive power.
@@ -56,7 +71,7 @@ class KltCode:
             powers = scale * root[:n] - noise
             if powers[-1] > 0 or n == 1:
                 return np.concatenate([powers, np.zeros(length - n)])
-        raise ValueError(f"length={length} must be at least 1")
+        raise AssertionError("the first component always has a positive power")
 
     def decode(self, received: Complex, snr_db: float) -> Complex:
         """Recover CSI.
@@ -67,7 +82,12 @@ class KltCode:
 
         Returns:
             complex64, (batch, user, tap, beam).
+
+        Raises:
+            ValueError: a shape, a length or an SNR does not fit, or there are values that are no numbers.
         """
+        if received.ndim != 3 or not np.isfinite(received).all():
+            raise ValueError(f"received is {received.dtype} {received.shape}; needs (batch, user, symbol), finite")
         n_batch, n_users, length = received.shape
         if self.n_users not in (1, n_users):
             raise ValueError(f"words of {n_users} users; this decoder was made for {self.n_users}")
@@ -82,7 +102,8 @@ class KltCode:
 
     def _decoder(self, length: int, snr_db: float) -> Complex:
         """Row vector of words to row vector of CSI; complex64, (user * length, tap * beam)."""
-        words = self.encode(self._drops[:, : self.n_users, None, :], length, snr_db).reshape(len(self._drops), -1)
+        drops = self._drops[:, : self.n_users].reshape(len(self._drops), self.n_users, *self.shape)
+        words = self.encode(drops, length, snr_db).reshape(len(drops), -1)
         n = len(words)
         covariance = (words.conj().T @ words) / n + 10 ** (-snr_db / 10) * np.eye(words.shape[1])
         return np.linalg.solve(covariance, words.conj().T @ self._drops[:, 0] / n).astype(np.complex64)

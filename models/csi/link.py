@@ -51,6 +51,8 @@ class Mixture(BaseModel):
                 raise ValueError(f"ratios holds {ratio}; each must divide the {self.size} numbers of the CSI")
         if not -20 <= self.snr_db[0] <= self.snr_db[1] <= 40:
             raise ValueError(f"snr_db={list(self.snr_db)}: lowest and highest, within -20 to 40")
+        if not 0 <= self.far_m[0] <= self.far_m[1] <= 1e4:
+            raise ValueError(f"far_m={list(self.far_m)}: lowest and highest, within 0 to 10000")
         return self
 
     @property

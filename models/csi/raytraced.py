@@ -48,6 +48,10 @@ _MOST_PAIRS = 200_000
 _PLACE_M = 20.0
 # Within a range of spacings each of so many equal parts that holds pairs is drawn as often.
 _SPACING_PARTS = 8
+# Beyond these a path makes no sense, and single precision would overflow.
+_LONGEST_S = 1e-3
+_FARTHEST_M = 1e6
+_MOST_POWER = 1e6
 
 
 @dataclass(frozen=True)
@@ -95,17 +99,20 @@ def read_paths(path: Path | str) -> PathFile:
             arrays = {name: file.get_tensor(name) for name in _ARRAYS if name in present}
         with path.open("rb") as content:
             sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError) as error:
+        # The last two are types of numbers that NumPy does not know.
         raise ModelError(f"{path}: damaged, or no safetensors file ({error}); make it again") from error
     if metadata.get("format") != FORMAT:
         raise ModelError(f"{path}: format {metadata.get('format')!r}; needs {FORMAT!r}, as semair trace writes it")
     try:
-        scenes = tuple(str(name) for name in json.loads(metadata["scenes"]))
+        scenes = json.loads(metadata["scenes"])
+        if not isinstance(scenes, list) or not all(isinstance(name, str) for name in scenes):
+            raise ValueError(f"scenes is {metadata['scenes']!r:.40}, no list of names")
         frequency_hz = float(metadata["frequency_hz"])
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: scenes or frequency_hz missing or unreadable ({error}); make it again") from error
-    _check(path, arrays, scenes, frequency_hz)
-    return PathFile(arrays, scenes, frequency_hz, metadata, sha256)
+    _check(path, arrays, tuple(scenes), frequency_hz)
+    return PathFile(arrays, tuple(scenes), frequency_hz, metadata, sha256)
 
 
 def _check(path: Path, arrays: dict[str, np.ndarray], scenes: tuple[str, ...], frequency_hz: float) -> None:
@@ -127,11 +134,21 @@ def _check(path: Path, arrays: dict[str, np.ndarray], scenes: tuple[str, ...], f
         raise ModelError(f"{path}: holds no drops; make it again with more")
     if arrays["scene"].max() >= len(scenes) or arrays["split"].max() >= len(SPLITS):
         raise ModelError(f"{path}: a drop names a scene or split that is not there; make it again")
-    power = arrays["gains_re"] ** 2 + arrays["gains_im"] ** 2
-    if not (power.sum(-1) > 0).all() or arrays["delays_s"].min() < 0 or np.abs(arrays["cosines"]).max() > 1.001:
-        raise ModelError(f"{path}: a user without paths, a negative delay or a cosine above 1; make it again")
+    power = _powers(arrays)
+    if not (power > 0).all() or power.max() > _MOST_POWER or np.abs(arrays["cosines"]).max() > 1.001:
+        raise ModelError(f"{path}: a user without paths, one that receives more than is sent, or a cosine above 1")
+    if arrays["delays_s"].min() < 0 or arrays["delays_s"].max() > _LONGEST_S:
+        raise ModelError(f"{path}: a negative delay, or one above {_LONGEST_S:g} s; make it again")
+    if np.abs(arrays["positions_m"]).max() > _FARTHEST_M:
+        raise ModelError(f"{path}: a user more than {_FARTHEST_M:g} m from the base station; make it again")
     if not 0 < frequency_hz < math.inf:
         raise ModelError(f"{path}: frequency_hz={frequency_hz}; must be positive")
+
+
+def _powers(arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Sum over the paths of each user; float64, (drop, user)."""
+    power: np.ndarray = sum(np.square(arrays[name], dtype=np.float64).sum(-1) for name in ("gains_re", "gains_im"))
+    return power
 
 
 @dataclass(frozen=True)
@@ -235,8 +252,11 @@ class RayTraced:
     def _flat(self, device: torch.device) -> dict[str, Tensor]:
         """Arrays per user, (drop * user, ...), on a device."""
         if device not in self._on_device:
-            names = ("gains_re", "gains_im", "cosines", "delays_s", "positions_m", "line_of_sight")
+            names = ("cosines", "delays_s", "positions_m", "line_of_sight")
             arrays = {name: self.file.arrays[name] for name in names}
+            # Path loss may be anything; it is normalised away below, in single precision.
+            scale = np.sqrt(_powers(self.file.arrays))[..., None]
+            arrays |= {name: (self.file.arrays[name] / scale).astype(np.float32) for name in ("gains_re", "gains_im")}
             flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in arrays.items()}
             flat["places"] = self._places(flat["positions_m"])
             self._on_device[device] = {name: torch.from_numpy(array).to(device) for name, array in flat.items()}
