@@ -518,7 +518,8 @@ def plot_curve(card: Card, figure_name: str, path: str | Path) -> None:
         values = [point[figure_name][length] for point in points]
         if not in_db:
             values = [max(value, 1e-7) for value in values]
-        right.plot(steps, values, color=(shade[0], 0.3, 1 - shade[1]), label=f"L = {length}")
+        name = f"SNR = {length} dB" if figure_name == "psnr_db" else f"L = {length}"
+        right.plot(steps, values, color=(shade[0], 0.3, 1 - shade[1]), label=name)
     right.set(xlabel="step", ylabel=figure_name.replace("_", " "), title="validation")
     if not in_db:
         right.set_yscale("log")

@@ -156,12 +156,8 @@ def hear(network: Network, references: Tensor, data: Tensor, noise: Tensor, size
         noise: float32, (batch, user): noise power of the users, which they know.
         size: rows and columns of tokens.
     """
-    streams = effective_channels(references, noise)
-    n_users = streams.shape[1]
-    power = streams.abs().square()
-    user = torch.arange(n_users, device=streams.device)
-    own, strength = streams[:, user, :, user].transpose(0, 1), power[:, user, :, user].transpose(0, 1)
-    disturbance = power.sum(-1) - strength + noise[..., None]
+    own, disturbance = own_channel(references, noise)
+    strength = own.abs().square()
     total = (strength + disturbance).clamp_min(_TINY)
     # What MMSE makes of it, without its bias.
     symbols = data * (own.conj() / strength.clamp_min(_TINY))[..., None]
@@ -180,6 +176,17 @@ def hear(network: Network, references: Tensor, data: Tensor, noise: Tensor, size
     mean = ratio_db.mean(-1)
     condition = torch.stack([mean / 10, ratio_db.std(-1, unbiased=False) / 10], -1)
     return Heard(features, condition, mean)
+
+
+def own_channel(references: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Each user's own effective channel, complex64 (batch, user, subcarrier), and the power of what disturbs it, the
+    other streams and noise, float32 of the same shape; see `effective_channels`."""
+    streams = effective_channels(references, noise)
+    power = streams.abs().square()
+    user = torch.arange(streams.shape[1], device=streams.device)
+    own = streams[:, user, :, user].transpose(0, 1)
+    others = power.sum(-1) - power[:, user, :, user].transpose(0, 1)
+    return own, others.clamp_min(0) + noise[..., None]
 
 
 def effective_channels(references: Tensor, noise: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 
 def psnr(pictures: Tensor, found: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio in dB, at most 100, of pictures in [0, 1]; float32, (...) from (..., 3, row, column)."""
+    """Peak signal-to-noise ratio of pictures in [0, 1] in dB, at most 100; float32, (...) from (..., 3, row, column)"""
     mse = (pictures - found).square().mean((-3, -2, -1))
     return -10 * torch.log10(mse.clamp_min(1e-10))
 
