@@ -83,6 +83,7 @@ class Row:
         full_nmse_db: Over all subcarriers, what lies outside the taps included.
         cosine: Mean over subcarriers and users of the cosine similarity of true and recovered CSI.
         sum_rate: Share of the sum rate that regularised zero forcing reaches with perfect CSI; None for one user.
+        lost: Share of heard users of whom nothing was recovered: an NMSE of 1 each.
         drops: Coded.
         places: Independent samples among them: generated drops are all that, traced ones only from place to place.
         errors: float64, (drop,): NMSE of each; not part of `as_dict`.
@@ -94,6 +95,7 @@ class Row:
     full_nmse_db: float
     cosine: float
     sum_rate: Interval | None
+    lost: float
     drops: int
     places: int
     errors: NDArray[np.float64]
@@ -127,6 +129,14 @@ class NetworkContender:
 
     def recover(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """See `Contender`."""
+        c, longest = self.network.config, int(batch.lengths.max())
+        if batch.csi.shape[-2:] != (c.n_taps, c.n_antennas):
+            raise ValueError(f"csi is {tuple(batch.csi.shape)}; {self.name} needs (..., {c.n_taps}, {c.n_antennas})")
+        if longest > c.max_length:
+            raise ScenarioError(
+                f"{self.name!r} sends at most {c.max_length} symbols, and {longest} are asked for: leave it out, or "
+                "evaluate higher ratios alone"
+            )
         with torch.inference_mode():
             return feed_back(self.network, batch, generator)
 
@@ -135,6 +145,7 @@ class LinearContender:
     """`KltCode` with the joint linear decoder, from draws of the training split.
 
     Attributes:
+        alone: Its code for one user.
         variances: float64, (component,): of its components, descending.
     """
 
@@ -144,14 +155,14 @@ class LinearContender:
         generator, source = stream("train", seed), Clustered(config)
         drops = [source.draw(_CHUNK, generator).delay_angle for _ in range(_KLT_DROPS // _CHUNK)]
         csi = torch.cat(drops).numpy()
-        self._joint, self._alone = KltCode(csi), KltCode(csi, joint=False)
-        self.variances = self._alone.variances
+        self._joint, self.alone = KltCode(csi), KltCode(csi, joint=False)
+        self.variances = self.alone.variances
 
     def recover(self, batch: Batch, generator: torch.Generator) -> Tensor:
         """See `Contender`; where not all users are heard, each is decoded alone."""
         length, snr_db = int(batch.lengths[0]), float(batch.snr_db[0, 0])
         joint = bool(batch.present.all()) and batch.csi.shape[1] == self._joint.n_users
-        code = self._joint if joint else self._alone
+        code = self._joint if joint else self.alone
         words = torch.from_numpy(code.encode(batch.csi.numpy(), length, snr_db))
         # The noise of the first symbols is that of the networks, whose words are padded.
         n_padded = int(batch.lengths[0]) if batch.padded is None else batch.padded
@@ -178,7 +189,49 @@ def load_contender(name: str) -> tuple[Card, NetworkContender]:
             f"{name!r} is neither a folder with {CARD_FILE} nor one of the shipped weights: {', '.join(shipped())}"
         )
     card, network = networks.load(folder)
+    _check_card(folder, card, network)
     return card, NetworkContender(name, network)
+
+
+def _check_card(folder: Path, card: Card, network: networks.Network) -> None:
+    """Refuse a card whose scenario contradicts its network; what it leaves out, it cannot."""
+    c, told = network.config, card.scenario
+    for name, size in (("n_taps", c.n_taps), ("n_antennas", c.n_antennas)):
+        if told.get(name, size) != size:
+            raise ModelError(
+                f"{folder}: its card says {name}={told[name]!r}, its network has {size}; copy or train the model again"
+            )
+    lengths = told.get("lengths", [c.max_length])
+    if (
+        not isinstance(lengths, list)
+        or not lengths
+        or not all(type(length) is int and 1 <= length <= c.max_length for length in lengths)
+    ):
+        raise ModelError(
+            f"{folder}: its card says lengths={lengths!r:.60}, its network sends 1 to {c.max_length} symbols; "
+            "copy or train the model again"
+        )
+    trained_bandwidths_hz(card)
+
+
+def trained_bandwidths_hz(card: Card) -> tuple[float, float] | None:
+    """Lowest and highest bandwidth that a card's weights were trained for; None: it does not say.
+
+    Raises:
+        ModelError: What it says makes no sense.
+    """
+    mixture = card.scenario.get("mixture")
+    if mixture is None:
+        return None
+    try:
+        low, high = map(float, mixture["channel"]["bandwidth_hz"])
+        if not 0 < low <= high < math.inf:
+            raise ValueError(f"{low:g} to {high:g} Hz")
+    except (TypeError, KeyError, ValueError) as error:
+        raise ModelError(
+            f"{card.name}: its card's mixture has no bandwidth_hz ({error}); train the model again"
+        ) from error
+    return low, high
 
 
 def part_latencies(
@@ -220,20 +273,30 @@ def contenders(numerology: str, names: Sequence[str] | None = None) -> list[Cont
     """
     config = _preset(numerology)
     chosen: list[Contender] = []
-    for name in [*shipped(), KLT] if names is None else names:
+    for name in [*fitting(numerology), KLT] if names is None else names:
         if name == KLT:
             chosen.append(LinearContender(config))
             continue
-        card, found = load_contender(name)
-        size = (card.scenario.get("n_taps"), card.scenario.get("n_antennas"))
-        if size == (config.n_taps, config.n_antennas):
-            chosen.append(found)
-        elif names is not None:
+        found = load_contender(name)[1]
+        size = (found.network.config.n_taps, found.network.config.n_antennas)
+        if size != (config.n_taps, config.n_antennas):
             raise ScenarioError(
                 f"{name!r} was trained for {size[0]} taps and {size[1]} antennas; {numerology!r} has {config.n_taps} "
                 f"and {config.n_antennas}"
             )
+        chosen.append(found)
     return chosen
+
+
+def fitting(numerology: str) -> list[str]:
+    """Names of shipped weights for the taps and antennas of a numerology.
+
+    Raises:
+        ScenarioError: the numerology is unknown.
+    """
+    config = _preset(numerology)
+    sizes = {name: load_contender(name)[1].network.config for name in shipped()}
+    return [name for name, c in sizes.items() if (c.n_taps, c.n_antennas) == (config.n_taps, config.n_antennas)]
 
 
 def _preset(numerology: str) -> ChannelConfig:
@@ -348,6 +411,10 @@ class Evaluation:
             for contender, tally in zip(self.chosen, tallies, strict=True):
                 noise = torch.Generator().manual_seed(derived_seed(self.seed, "test", done))
                 recovered = contender.recover(batch, noise)
+                if recovered.shape != csi.shape:
+                    raise ValueError(f"{contender.name} recovered {tuple(recovered.shape)} from {tuple(csi.shape)}")
+                if not bool(torch.isfinite(torch.view_as_real(recovered)).all()):
+                    raise ModelError(f"{contender.name} recovered values that are no numbers; train it again")
                 tally.add(drops, recovered, present)
                 if perfect is not None:
                     rate = self._rate(drops.h, from_delay_angle(recovered, self.config.n_subcarriers))
@@ -395,6 +462,7 @@ class _Tally:
         self._errors: list[NDArray[np.float64]] = []
         self._full: list[NDArray[np.float64]] = []
         self._cosine: list[NDArray[np.float64]] = []
+        self._lost: list[NDArray[np.float64]] = []
         self._places: list[Tensor | None] = []
         self.rates: list[NDArray[np.float32]] = []
 
@@ -410,6 +478,7 @@ class _Tally:
         self._errors.append(mean(nmse(drops.delay_angle, recovered)))
         self._full.append(mean(nmse(h, known)))
         self._cosine.append(mean((inner / scale).mean(-1)))
+        self._lost.append(mean((recovered == 0).all(-1).all(-1)))
         self._places.append(drops.places)
 
     def row(self, name: str, condition: Condition) -> Row:
@@ -422,6 +491,7 @@ class _Tally:
             full_nmse_db=10 * math.log10(float(np.concatenate(self._full).mean())),
             cosine=float(np.concatenate(self._cosine).mean()),
             sum_rate=drops_ci95(np.concatenate(self.rates), self._places) if self.rates else None,
+            lost=float(np.concatenate(self._lost).mean()),
             drops=len(errors),
             places=len(torch.cat(known).unique()) if known else len(errors),
             errors=errors,
