@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from ...errors import ModelError
 from ..engine import Engine, make_engine
 from . import networks
-from .evaluate import load_contender
+from .evaluate import load_contender, trained_bandwidths_hz
 
 Complex = NDArray[np.complex64]
 
 _TINY = 1e-12
+# Mean power of a word over what symbols and noise have together. Of one Gaussian symbol one in ten million is louder.
+_LOUDEST = 16.0
 
 
 class Codec:
@@ -27,6 +29,7 @@ class Codec:
         name: Of shipped weights, or a folder.
         size: (taps, antennas) that the weights must be for; None: any.
         engine: One of `models.engine.ENGINES`.
+        bandwidth_hz: Spanned by the subcarriers, one over the distance of taps; None: not compared with the card's.
 
     Attributes:
         card: What the weights are.
@@ -38,7 +41,13 @@ class Codec:
         ModelError: they are damaged, or for another numerology.
     """
 
-    def __init__(self, name: str | Path, size: tuple[int, int] | None = None, engine: str = "onnxruntime") -> None:
+    def __init__(
+        self,
+        name: str | Path,
+        size: tuple[int, int] | None = None,
+        engine: str = "onnxruntime",
+        bandwidth_hz: float | None = None,
+    ) -> None:
         self.card, contender = load_contender(str(name))
         self._network: networks.Network = contender.network
         config = self._network.config
@@ -48,8 +57,14 @@ class Codec:
                 f"{name}: trained for {self.size[0]} taps and {self.size[1]} antennas, used with {size[0]} and "
                 f"{size[1]}; choose other weights, or train some with `semair train csi`"
             )
+        trained = trained_bandwidths_hz(self.card)
+        if bandwidth_hz is not None and trained and not 0.99 * trained[0] <= bandwidth_hz <= 1.01 * trained[1]:
+            raise ModelError(
+                f"{name}: trained for {trained[0] / 1e6:g} to {trained[1] / 1e6:g} MHz, used with "
+                f"{bandwidth_hz / 1e6:g} MHz, where delay taps mean something else; choose other weights"
+            )
         self.max_length = config.max_length
-        self.lengths = tuple(int(length) for length in self.card.scenario.get("lengths", [self.max_length]))
+        self.lengths = tuple(self.card.scenario.get("lengths", [self.max_length]))
         self._engine_name = engine
         self._engines: dict[int, Engine] = {}
 
@@ -70,7 +85,10 @@ class Codec:
         values = np.asarray(csi)
         if values.shape != self.size or not np.iscomplexobj(values):
             raise ValueError(f"csi is {values.dtype} {values.shape}; needs complex {self.size}, (tap, beam)")
-        power = float(np.mean(np.abs(values.astype(np.complex128)) ** 2))
+        # In double precision no number of single precision overflows when it is squared or scaled.
+        values = values.astype(np.complex128)
+        with np.errstate(over="ignore", invalid="ignore"):
+            power = float(np.mean(np.abs(values) ** 2))
         if not np.isfinite(power) or power == 0:
             raise ValueError(f"csi has a mean power of {power:g}; needs finite numbers that are not all 0")
         self._check(length, snr_db)
@@ -86,8 +104,8 @@ class Codec:
     def decode(self, received: Complex, snr_db: NDArray[np.floating] | float) -> tuple[Complex, NDArray[np.bool_]]:
         """Recover the CSI of neighbouring users together.
 
-        A user whose symbols are all zero, or not all finite, is left out: nothing is recovered for it, and the others
-        are decoded as if it were not there.
+        A user whose symbols are all zero, not all finite, or far louder than its SNR allows, is left out: nothing is
+        recovered for it, and the others are decoded as if it were not there.
 
         Args:
             received: complex64, (user, symbol): scaled so that a symbol was sent with unit mean power.
@@ -104,15 +122,22 @@ class Codec:
         if values.ndim != 2 or not np.iscomplexobj(values) or not values.shape[0]:
             raise ValueError(f"received is {values.dtype} {values.shape}; needs complex (user, symbol)")
         n_users, length = values.shape
-        snr = np.broadcast_to(np.asarray(snr_db, np.float64), (n_users,))
+        snr = np.asarray(snr_db, np.float64)
+        if snr.shape not in ((), (n_users,)):
+            raise ValueError(f"snr_db has shape {snr.shape}; needs one for all, or ({n_users},), one for each user")
+        snr = np.broadcast_to(snr, (n_users,))
         finite = np.isfinite(values.real) & np.isfinite(values.imag)
         there = finite.all(1) & np.where(finite, values, 0).any(1)
+        for user in np.flatnonzero(there):
+            self._check(length, float(snr[user]))
+        self._check(length, 0.0)
+        with np.errstate(over="ignore"):
+            power = np.mean(np.abs(values[there].astype(np.complex128)) ** 2, axis=1)
+        there[there] = power <= _LOUDEST * (1 + 10 ** (-np.clip(snr[there], -20, 40) / 10))
         heard = np.flatnonzero(there)
         found = np.zeros((n_users, *self.size), np.complex64)
         if not heard.size:
             return found, there
-        for user in heard:
-            self._check(length, float(snr[user]))
         code = np.zeros((1, heard.size, 2 * self.max_length), np.float32)
         code[0, :, :length] = values[heard].real
         code[0, :, self.max_length : self.max_length + length] = values[heard].imag
@@ -126,7 +151,7 @@ class Codec:
         return found, there
 
     def _check(self, length: int, snr_db: float) -> None:
-        if not 1 <= length <= self.max_length:
+        if not isinstance(length, int | np.integer) or not 1 <= length <= self.max_length:
             raise ValueError(f"{length} symbols; these weights take 1 to {self.max_length}, best {self.lengths}")
         if not np.isfinite(snr_db):
             raise ValueError(f"snr_db={snr_db}: must be finite")
