@@ -6,6 +6,7 @@ Values are means over the users of a drop; intervals are over drops. LPIPS is th
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -373,7 +374,7 @@ def part_latencies(
     elif network.transmitter is not None:
         features = c.group * (2 * c.n_antennas + CSI_EXTRAS)
         n_blocks = -(-(tokens**2) // c.n_groups)
-        module = _Joined(network.transmitter)
+        module = Joined(network.transmitter)
         inputs = (
             numbers(1, n_users, n_blocks, c.n_groups, 2 * c.uses),
             numbers(1, n_users, c.n_groups, features),
@@ -384,15 +385,33 @@ def part_latencies(
     return latencies(module, inputs, n_runs, [engine])[engine]
 
 
-class _Joined(nn.Module):
-    """A transmitter whose outputs are one tensor, for engines that give one."""
+class Joined(nn.Module):
+    """A transmitter whose outputs are one flat tensor, for engines that give one."""
 
     def __init__(self, transmitter: nn.Module) -> None:
         super().__init__()
         self.transmitter = transmitter
 
     def forward(self, *inputs: Tensor) -> Tensor:
+        """All outputs that there are, flat, one after the other."""
         return torch.cat([part.flatten() for part in self.transmitter(*inputs) if part is not None])
+
+    def parts(self, flat: Tensor, symbols: Tensor, csi: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Undo the joining, for the inputs that led to it."""
+        b, k, n_blocks, n_groups, width = symbols.shape
+        c: Any = self.transmitter.config
+        shapes: list[tuple[int, ...] | None] = [
+            tuple(symbols.shape),
+            (b, k, n_groups, 4) if c.precoder == "learned" else None,
+            (b, n_blocks, n_groups, c.n_antennas * width) if c.data_branch else None,
+        ]
+        found: list[Tensor | None] = []
+        at = 0
+        for shape in shapes:
+            n = 0 if shape is None else math.prod(shape)
+            found.append(None if shape is None else flat[at : at + n].reshape(shape))
+            at += n
+        return found[0], found[1], found[2]  # type: ignore[return-value]
 
 
 def as_json(results: Mapping[str, Sequence[Row]], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,14 +11,15 @@ mean power.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from . import precoding
-from .networks import Network
-from .networks.base import PIXELS, deinterleave, interleave, to_blocks, to_groups, to_subcarriers
+from .networks.base import PIXELS, NetworkConfig, deinterleave, interleave, to_blocks, to_groups, to_subcarriers
 
 _TINY = 1e-9
 _BEST_NMSE_DB = -40.0
@@ -38,6 +39,21 @@ class Channels:
     h: Tensor
     known: Tensor
     nmse_db: Tensor
+
+
+class Coder(Protocol):
+    """What the link asks of a network, or of whatever runs one; see `networks.Network`."""
+
+    @property
+    def config(self) -> NetworkConfig: ...
+    @property
+    def encoder(self) -> Callable[..., Tensor]: ...
+    @property
+    def transmitter(self) -> Callable[..., tuple[Tensor, Tensor | None, Tensor | None]] | None: ...
+    @property
+    def decoder(self) -> Callable[..., Tensor]: ...
+    @property
+    def training(self) -> bool: ...
 
 
 PERFECT_DB = _BEST_NMSE_DB
@@ -74,7 +90,7 @@ class Heard:
     sinr_db: Tensor
 
 
-def transmit(network: Network, pictures: Tensor, known: Tensor, nmse_db: Tensor, snr_db: Tensor) -> Frame:
+def transmit(network: Coder, pictures: Tensor, known: Tensor, nmse_db: Tensor, snr_db: Tensor) -> Frame:
     """Code the pictures of all users, and precode them.
 
     Args:
@@ -98,7 +114,7 @@ def transmit(network: Network, pictures: Tensor, known: Tensor, nmse_db: Tensor,
     return framed(v, data, (pictures.shape[-2] // PIXELS, pictures.shape[-1] // PIXELS))
 
 
-def precoding_matrix(network: Network, rows: Tensor, noise: Tensor, corrections: Tensor | None) -> Tensor:
+def precoding_matrix(network: Coder, rows: Tensor, noise: Tensor, corrections: Tensor | None) -> Tensor:
     """The matrix of a network's choice; see `precoding`."""
     if network.config.precoder == "wmmse":
         with torch.no_grad():
@@ -146,7 +162,14 @@ def propagate(frame: Frame, h: Tensor, snr_db: Tensor, generator: torch.Generato
     return received[..., :n_references], received[..., n_references:]
 
 
-def hear(network: Network, references: Tensor, data: Tensor, noise: Tensor, size: tuple[int, int]) -> Heard:
+def hear(
+    network: Coder,
+    references: Tensor,
+    data: Tensor,
+    noise: Tensor,
+    size: tuple[int, int],
+    streams: tuple[int, ...] | None = None,
+) -> Heard:
     """Equalise what each user received, by what its reference symbols say.
 
     Args:
@@ -155,8 +178,9 @@ def hear(network: Network, references: Tensor, data: Tensor, noise: Tensor, size
         data: complex64, (batch, user, subcarrier, OFDM symbol).
         noise: float32, (batch, user): noise power of the users, which they know.
         size: rows and columns of tokens.
+        streams: which stream is for each user; None: the first for the first and so on.
     """
-    own, disturbance = own_channel(references, noise)
+    own, disturbance = own_channel(references, noise, streams)
     strength = own.abs().square()
     total = (strength + disturbance).clamp_min(_TINY)
     # What MMSE makes of it, without its bias.
@@ -178,14 +202,23 @@ def hear(network: Network, references: Tensor, data: Tensor, noise: Tensor, size
     return Heard(features, condition, mean)
 
 
-def own_channel(references: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Each user's own effective channel, complex64 (batch, user, subcarrier), and the power of what disturbs it, the
-    other streams and noise, float32 of the same shape; see `effective_channels`."""
-    streams = effective_channels(references, noise)
-    power = streams.abs().square()
-    user = torch.arange(streams.shape[1], device=streams.device)
-    own = streams[:, user, :, user].transpose(0, 1)
-    others = power.sum(-1) - power[:, user, :, user].transpose(0, 1)
+def own_channel(references: Tensor, noise: Tensor, streams: tuple[int, ...] | None = None) -> tuple[Tensor, Tensor]:
+    """What a user's reference symbols say about its own stream.
+
+    Args:
+        references, noise: see `effective_channels`.
+        streams: see `hear`.
+
+    Returns:
+        Effective channel, complex64 (batch, user, subcarrier), and the power of what disturbs it, the other streams and
+        noise, float32 of the same shape.
+    """
+    found = effective_channels(references, noise)
+    power = found.abs().square()
+    user = torch.arange(found.shape[1], device=found.device)
+    stream = user if streams is None else torch.tensor(streams, device=found.device)
+    own = found[:, user, :, stream].transpose(0, 1)
+    others = power.sum(-1) - power[:, user, :, stream].transpose(0, 1)
     return own, others.clamp_min(0) + noise[..., None]
 
 
@@ -212,7 +245,7 @@ def effective_channels(references: Tensor, noise: Tensor) -> Tensor:
     return torch.fft.fft(taps * weight, dim=-2)
 
 
-def decode(network: Network, heard: Heard) -> Tensor:
+def decode(network: Coder, heard: Heard) -> Tensor:
     """Pictures of all users, in [0, 1] but where training needs gradients; float32, (batch, user, 3, row, column)."""
     b, k = heard.features.shape[:2]
     found = network.decoder(heard.features.flatten(0, 1), heard.condition.flatten(0, 1)).unflatten(0, (b, k))
@@ -220,7 +253,7 @@ def decode(network: Network, heard: Heard) -> Tensor:
 
 
 def deliver(
-    network: Network, pictures: Tensor, channels: Channels, snr_db: Tensor, generator: torch.Generator
+    network: Coder, pictures: Tensor, channels: Channels, snr_db: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Heard]:
     """Send pictures to their users: `transmit`, `propagate`, `hear`, `decode`.
 
@@ -234,7 +267,7 @@ def deliver(
 
 
 def _encoded(
-    network: Network, pictures: Tensor, known: Tensor, nmse_db: Tensor, snr_db: Tensor
+    network: Coder, pictures: Tensor, known: Tensor, nmse_db: Tensor, snr_db: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     c = network.config
     b, k = pictures.shape[:2]

@@ -152,7 +152,7 @@ def test_engines_agree_about_the_transmitter(engine):
     from semair.models.engine import make_engine
 
     network = contender(csi_fusion=True, data_branch=True, precoder="learned").network
-    module = evaluate._Joined(network.transmitter)
+    module = evaluate.Joined(network.transmitter)
     rng = np.random.default_rng(1)
     shapes = ((1, 2, 1, 64, 32), (1, 2, 64, network.config.csi_features), (1, 2, 3))
     inputs = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
