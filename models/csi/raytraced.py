@@ -76,9 +76,9 @@ class PathFile:
 class _Pairs(NamedTuple):
     """Pairs of users, int64 (pair, 2), by distance; first and last plus one of each part of the range, (part,)."""
 
-    users: np.ndarray
-    first: np.ndarray
-    stop: np.ndarray
+    users: Tensor
+    first: Tensor
+    stop: Tensor
 
 
 def read_paths(path: Path | str) -> PathFile:
@@ -168,7 +168,7 @@ class RayTraced:
     scenes: tuple[str, ...] = ()
     config: ChannelConfig = PRESETS["paper"]
     augment: bool = False
-    _pairs: dict[tuple[float, float], _Pairs] = field(default_factory=dict, compare=False, repr=False)
+    _pairs: dict[tuple[float, float, torch.device], _Pairs] = field(default_factory=dict, compare=False, repr=False)
     _on_device: dict[torch.device, dict[str, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -212,11 +212,11 @@ class RayTraced:
             raise ValueError(f"n={n}, n_users={k}: both must be at least 1")
         device = generator.device
         if k == 2:
-            pairs = self._pairs_within(self.config.spacing_m if spacing_m is None else spacing_m)
+            pairs = self._pairs_within(self.config.spacing_m if spacing_m is None else spacing_m, device)
             part = _pick(len(pairs.first), n, generator)
-            first, stop = (torch.from_numpy(limits).to(device)[part] for limits in (pairs.first, pairs.stop))
+            first, stop = pairs.first[part], pairs.stop[part]
             share = torch.rand((n,), generator=generator, device=device, dtype=torch.float64)
-            chosen = torch.from_numpy(pairs.users).to(device)[first + ((stop - first) * share).long()]
+            chosen = pairs.users[first + ((stop - first) * share).long()]
             # Either may come first.
             swap = torch.rand((n, 1), generator=generator, device=device) < 0.5
             chosen = torch.where(swap, chosen.flip(1), chosen)
@@ -244,7 +244,7 @@ class RayTraced:
     def has_pairs(self, spacing_m: tuple[float, float]) -> bool:
         """Whether there are two users so far apart."""
         try:
-            self._pairs_within(spacing_m)
+            self._pairs_within(spacing_m, torch.device("cpu"))
         except ModelError:
             return False
         return True
@@ -276,17 +276,17 @@ class RayTraced:
         found: np.ndarray = arrays["scene"].astype(np.int64) << 16 | arrays["base"]
         return found
 
-    def _pairs_within(self, spacing_m: Sequence[float]) -> _Pairs:
+    def _pairs_within(self, spacing_m: Sequence[float], device: torch.device) -> _Pairs:
         """Pairs of users so far apart, indices into `_flat`."""
         low, high = float(spacing_m[0]), float(spacing_m[1])
         if not 0 <= low <= high:
             raise ValueError(f"spacing_m={(low, high)}: lowest and highest distance, none negative")
-        key = (low, high)
+        key = (low, high, device)
         if key not in self._pairs:
-            self._pairs[key] = self._find_pairs(low, high)
+            self._pairs[key] = _Pairs(*(torch.from_numpy(part).to(device) for part in self._find_pairs(low, high)))
         return self._pairs[key]
 
-    def _find_pairs(self, low: float, high: float) -> _Pairs:
+    def _find_pairs(self, low: float, high: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         from scipy.spatial import cKDTree
 
         arrays: dict[str, Any] = self.file.arrays
@@ -319,7 +319,7 @@ class RayTraced:
         inner = np.searchsorted(distances[order], edges) if high > low else np.empty(0, np.int64)
         limits = np.concatenate([[0], inner, [len(pairs)]]).astype(np.int64)
         some = limits[1:] > limits[:-1]
-        return _Pairs(pairs[order], limits[:-1][some], limits[1:][some])
+        return pairs[order], limits[:-1][some], limits[1:][some]
 
 
 def _pick(n_choices: int, n: int, generator: torch.Generator) -> Tensor:
