@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from .messages import extended, fields_of, pack
-from .runtime import FRAME, RX_END, RX_TIME, Failsafe, gr, guarded, input_tags, pmt, time_ticks
+from .messages import extended, pack
+from .runtime import SLOT, Failsafe, gr, guarded, pmt
+from .tagged_slots import TaggedSlots
 from .waveforms.frame import FrameFormat
-from .waveforms.frame_sync import AccessSlot, AccessSlotCutter, FrameStart
+from .waveforms.frame_sync import AccessSlot, AccessSlotCutter
 
-SLOT = pmt.intern("slot")
 _CHUNK_SAMPLES = 4096
 # So that a burst of slots from one large chunk need not wait for the detector.
 _BUFFERED_SLOTS = 64
@@ -49,10 +49,8 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
         self.frame_format = frame_format
         self.cutter = AccessSlotCutter(frame_format, n_antennas, preamble_lengths)
         self.dropped = 0
-        self._time_known = False
-        self._clock = (0, 0)
-        self._details: dict[int, Any] = {}
-        self._ready: deque[AccessSlot] = deque()
+        self._slots = TaggedSlots(self.cutter, frame_format.sample_rate_hz)
+        self._ready: deque[tuple[AccessSlot, Any]] = deque()
         self.set_tag_propagation_policy(gr.TPP_DONT)
         # GNU Radio writes a line about the buffer to standard output, where commands write JSON.
         self.set_log_level("warn")
@@ -79,7 +77,7 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
             self.consume(port, taken)
         written = 0
         while self._ready and written < len(out):
-            slot = self._ready.popleft()
+            slot, told = self._ready.popleft()
             out[written] = 0
             out[written, : slot.snapshots.size] = slot.snapshots.reshape(-1)
             fields = {
@@ -87,62 +85,14 @@ class AccessSlotReceiver(Failsafe, gr.basic_block):
                 "noise_power": slot.noise_power,
                 "cut_ns": time.monotonic_ns(),
             }
-            details = extended(self._details.pop(slot.frame.start), fields)
+            details = extended(told, fields)
             self.add_item_tag(0, self.nitems_written(0) + written, SLOT, details)
             written += 1
         return written
 
     def _take(self, input_items: Sequence[np.ndarray], begin: int, n: int) -> None:
-        first = self.nitems_read(0) + begin
-        samples = [port[begin : begin + n] for port in input_items]
-        done = 0
-        for tag in input_tags(self, 0, n, begin):
-            if pmt.equal(tag.key, RX_TIME) or pmt.equal(tag.key, RX_END):
-                place = tag.offset - first
-                if pmt.equal(tag.key, RX_END) or self._breaks(tag):
-                    self._ready.extend(self.cutter.process([row[done:place] for row in samples]))
-                    done = place
-                    for frame in self.cutter.interrupt():
-                        self._drop(frame)
-            elif pmt.equal(tag.key, FRAME):
-                self._announce(tag)
-        self._ready.extend(self.cutter.process([row[done:] for row in samples]))
-
-    def _announce(self, tag: gr.tag_t) -> None:
-        if not pmt.is_dict(tag.value):
-            raise ValueError(
-                f"the `frame` tag at sample {tag.offset} is {tag.value} and not the dictionary of a frame "
-                "synchroniser: put one before this block"
-            )
-        told = fields_of(tag.value)
-        self.cutter.announce(
-            FrameStart(
-                tag.offset,
-                told["fraction"],
-                told["cfo_hz"],
-                told["metric"],
-                told["snr_db"],
-                told["frame"],
-                told["counted"],
-                np.empty(0, np.complex64),
-            )
-        )
-        self._details[tag.offset] = tag.value
-
-    def _breaks(self, tag: gr.tag_t) -> bool:
-        """Whether a time tag does not continue the time before it."""
-        ticks = time_ticks(tag.value, self.frame_format.sample_rate_hz)
-        breaks = self._time_known and ticks - self._clock[1] != tag.offset - self._clock[0]
-        self._time_known = True
-        self._clock = (tag.offset, ticks)
-        return breaks
-
-    def _drop(self, frame: FrameStart) -> None:
-        self.dropped += 1
-        details = self._details.pop(frame.start)
-        fields = {
-            "frame": frame.frame_number,
-            "sample_time": fields_of(details)["sample_time"],
-            "reason": "samples were lost inside the slot",
-        }
-        self.message_port_pub(pmt.intern("dropped"), pack(fields))
+        slots, dropped = self._slots.take(self, input_items, begin, n)
+        self._ready.extend((self.cutter.demodulate(frame, window), details) for frame, window, details in slots)
+        for fields in dropped:
+            self.dropped += 1
+            self.message_port_pub(pmt.intern("dropped"), pack(fields))

@@ -7,9 +7,8 @@ import time
 import numpy as np
 
 from ..models.uad.detectors.base import Detector
-from .access_slot_receiver import SLOT
 from .messages import c32vector, extended, field
-from .runtime import Failsafe, gr, guarded, input_tags, pmt
+from .runtime import SLOT, Failsafe, gr, guarded, input_tags, pmt
 
 
 class ActivityDetector(Failsafe, gr.sync_block):

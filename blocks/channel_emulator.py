@@ -73,8 +73,10 @@ class ChannelEmulator(Failsafe, gr.basic_block):
         """Put one frame's bursts on the air."""
         fields, vector = unpack(message)
         size = fields["burst_samples"]
-        for k, user in enumerate(fields["users"]):
-            self.air.add_burst(int(user), fields["start"], vector[k * size : (k + 1) * size], fields["frame"])
+        offsets = fields.get("offsets") or [0] * len(fields["users"])
+        for k, (user, offset) in enumerate(zip(fields["users"], offsets, strict=True)):
+            burst = vector[k * size : (k + 1) * size]
+            self.air.add_burst(int(user), fields["start"] + offset, burst, fields["frame"])
         self._heard.add(fields["frame"])
 
     @guarded

@@ -112,6 +112,8 @@ RX_END = pmt.intern("rx_end")
 RX_GAP = pmt.intern("rx_gap")
 RX_BEGIN = pmt.intern("rx_begin")
 FRAME = pmt.intern("frame")
+OVER = pmt.intern("over")
+SLOT = pmt.intern("slot")
 
 
 def time_tags(block: Any, n_ports: int, item: int, ticks: int, rate_hz: float, freq_hz: float) -> None:

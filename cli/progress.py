@@ -48,7 +48,9 @@ def frame_progress(unit: str, quiet: bool) -> Iterator[Callable[[runner.Progress
             watched = state.recorder.state() if state.recorder and not state.decided else None
             done = state.decided + state.dropped
             text = f"{unit} decided" if done else "receiving"
-            if state.sent:
+            if state.remark:
+                text += f", {state.remark}"
+            elif state.sent:
                 text += f", {state.wrong} wrong user decisions"
             if state.dropped:
                 text += f", [yellow]{state.dropped} dropped[/]"
@@ -109,8 +111,10 @@ def training_progress(quiet: bool) -> Iterator[Callable[[trainer.Progress], None
             lengths = sorted(state.error)
             shown = sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]}) if lengths else []
             in_db = state.figure.endswith("_db")
-            figures = (f"L={n} " + (f"{state.error[n]:.2f} dB" if in_db else f"{state.error[n]:.1e}") for n in shown)
-            errors = f"{'NMSE' if in_db else 'error'} {', '.join(figures) or 'none yet'}"
+            over = "SNR" if state.figure == "psnr_db" else "L"
+            figures = (f"{over}={n} {state.error[n]:{'.2f' if in_db else '.1e'}}{' dB' * in_db}" for n in shown)
+            name = state.figure.removesuffix("_db").upper() if in_db else "error"
+            errors = f"{name} {', '.join(figures) or 'none yet'}"
             minutes, seconds = divmod(round(state.left_s), 60)
             text = f"step {state.step}, loss {state.loss:.4f}, {errors}, {minutes}:{seconds:02d} left"
             bar.update(task, completed=state.share, description=text)

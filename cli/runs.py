@@ -130,6 +130,54 @@ def run_random_access(
         raise typer.Exit(INTERRUPTED)
 
 
+@run_app.command(
+    "csi-feedback",
+    epilog="Examples: semair run csi-feedback | semair run csi-feedback -s csi-paper -n 50 | "
+    "semair run csi-feedback --set level=wireless --set csi.snr_db=5 --folder runs/wireless | "
+    "semair run csi-feedback --model lab-alone --set csi.feedback_length=16",
+)
+def run_csi_feedback(
+    scenario: Annotated[
+        str,
+        typer.Option(
+            "--scenario", "-s", help="Name of a shipped scenario (csi-lab, csi-paper) or path of a TOML file."
+        ),
+    ] = "csi-lab",
+    frames: Annotated[int | None, typer.Option("--frames", "-n", help="Frames to send; default 200.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/SCENARIO-TIME.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Weights instead of the scenario's: shipped, or a folder.")
+    ] = None,
+    settings: SetOption = None,
+    record: Annotated[bool, typer.Option(help="Keep the samples.")] = True,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Let users feed the CSI of the downlink back as analog symbols, and recover it jointly; leave metrics and arrays.
+
+    Users and base station are emulated radios; CSI is that of a new place in every frame.
+    """
+    from ..flowgraphs.csi_feedback_run import run_csi_feedback as run
+
+    overrides = list(settings or [])
+    if model is not None:
+        overrides.append(f"csi.model={json.dumps(model)}")
+    chosen = chosen_scenario(scenario, overrides)
+    place = folder or new_folder(chosen.name)
+    with frame_progress("frames", quiet=as_json) as on_progress:
+        result = run(chosen, place, n_frames=frames, record=record, overwrite=overwrite, on_progress=on_progress)
+    if as_json:
+        print(json.dumps({"folder": str(place), **result.metrics}))
+    else:
+        _show_metrics(result.metrics, f"CSI feedback, scenario {chosen.name}, model {chosen.csi.model}")
+        say(f"run folder  {place}")
+        if record:
+            say(f"replay it   semair replay {place}")
+    if result.interrupted:
+        err.print("everything up to here is in the run folder")
+        raise typer.Exit(INTERRUPTED)
+
+
 def _run_terminals(chosen: Any, folder: Path | None, frames: int | None, overwrite: bool, as_json: bool) -> None:
     """The scenario's terminals alone, until their base station is gone."""
     from ..flowgraphs.terminals import run_terminals
@@ -190,8 +238,8 @@ def record(
 
     Ctrl-C, a limit, or a disk that has no more room than its reserve end it with a whole recording.
     """
+    from ..flowgraphs.links import runner_of
     from ..flowgraphs.run import record_radio
-    from ..flowgraphs.run import run_random_access as run
 
     chosen = chosen_scenario(scenario, settings, radio)
     place = folder or new_folder(chosen.name)
@@ -215,7 +263,7 @@ def record(
             raise typer.Exit(INTERRUPTED)
         return
     with frame_progress("frames", quiet=as_json) as on_progress:
-        result = run(
+        result = runner_of(chosen)(
             chosen,
             place,
             n_frames=frames,
@@ -224,7 +272,7 @@ def record(
             on_progress=on_progress,
             duration_s=duration,
             size_bytes=size,
-            calibrate=calibrate,
+            **({"calibrate": True} if calibrate else {}),
         )
     if as_json:
         print(json.dumps({"folder": str(place), **result.metrics}))
@@ -299,7 +347,7 @@ def replay(
     recording is received with a scenario, or searched for a reference sequence.
     """
     from ..blocks.playback import PlayOptions
-    from ..flowgraphs.run import replay_recording, replay_run
+    from ..flowgraphs.links import kind_of_run, module_of
 
     # Where a replay stopped is told with its result.
     logging.getLogger("semair.blocks.sigmf_source").setLevel(logging.ERROR)
@@ -326,11 +374,12 @@ def replay(
         )
     with frame_progress("slots", quiet=as_json) as on_progress:
         if scenario is None:
-            result = replay_run(
+            result = module_of(kind_of_run(path)).replay_run(
                 path, detector=detector, options=options_of(option), play=play, speed=speed, on_progress=on_progress
             )
         else:
             chosen = chosen_scenario(scenario, _with_detector(settings, detector, option))
+            replay_recording = module_of(chosen.kind).replay_recording
             place = folder or new_folder(f"replay-{path.name.partition('.')[0]}")
             result = replay_recording(
                 path,
@@ -598,6 +647,29 @@ def _show_playback(played: dict[str, Any]) -> None:
         out.print(f"resampled   {played['recorded_rate_hz']:.10g} to {played['rate_hz']:.10g} Hz")
 
 
+def _show_csi(measured: dict[str, Any], title: str) -> None:
+    """Errors of recovered CSI."""
+    table = Table("of the recovered CSI", "mean", "95 %", title=escape(title))
+    rows = (
+        ("nmse_db", "NMSE", "dB"),
+        ("symbol_level_nmse_db", "the same at symbol level", "dB"),
+        ("chain_loss_db", "what the radio chain costs", "dB"),
+        ("estimate_nmse_db", "NMSE of what users estimated", "dB"),
+        ("cosine", "cosine", ""),
+        ("sum_rate_share", "sum rate over that of perfect CSI", ""),
+    )
+    for name, text, unit in rows:
+        if name in measured:
+            value, low, high = ("-" if x is None else f"{x:.2f}" for x in measured[name])
+            table.add_row(text, f"{value} {unit}".strip(), f"{low} to {high}")
+    out.print(table)
+    snr = measured["uplink_snr_db"]
+    out.print(
+        f"SNR         {snr['mean']:.1f} +- {snr['std']:.1f} dB behind the combining, "
+        f"{measured['announced_snr_db']:g} dB announced"
+    )
+
+
 def _show_metrics(metrics: dict[str, Any], title: str) -> None:
     replayed = metrics.get("channel_replay")
     if replayed:
@@ -611,6 +683,8 @@ def _show_metrics(metrics: dict[str, Any], title: str) -> None:
             shares = ["-" if share is None else f"{share:.2e}" for share in (row["missed"], row["false_alarms"])]
             table.add_row(length, str(row["slots"]), f"{value:.2e}", f"{low:.1e} to {high:.1e}", *shares)
         out.print(table)
+    if "csi" in metrics:
+        _show_csi(metrics["csi"], title)
     if "frames" in metrics:
         frames = metrics["frames"]
         out.print(
@@ -626,15 +700,28 @@ def _show_metrics(metrics: dict[str, Any], title: str) -> None:
         )
     latency = metrics.get("latency_ms") or {}
     if latency:
-        detect, total = latency["detect"], latency["total"]
+        detect, total = latency.get("detect") or latency["decode"], latency["total"]
+        name = "detector" if "detect" in latency else "decoder"
         out.print(
-            f"latency     detector {detect['p50']:.2f} ms (p99 {detect['p99']:.2f}), "
+            f"latency     {name} {detect['p50']:.2f} ms (p99 {detect['p99']:.2f}), "
             f"frame start to decision {total['p50']:.0f} ms (p99 {total['p99']:.0f})"
         )
     for name, count in metrics.get("flagged", {}).items():
-        from ..models.uad.detectors import Flag
-
-        out.print(f"[yellow]flagged     {count} slots: {Flag[name.upper()].meaning}[/]")
+        out.print(f"[yellow]flagged     {count} slots: {_meaning(metrics, name)}[/]")
+    unheard = metrics.get("users", {}).get("unheard", 0)
+    if unheard:
+        out.print(f"[yellow]left out    {unheard} times a user that had sent[/]")
     lost = metrics["counts"].get("lost_samples", 0)
     if lost:
         out.print(f"[yellow]losses      {lost} samples in {metrics['counts']['gaps']} gaps[/]")
+
+
+def _meaning(metrics: dict[str, Any], flag: str) -> str:
+    """What a flag of detectors, or of users' parts of a feedback slot, says."""
+    if metrics.get("kind") == "csi-feedback":
+        from ..blocks.waveforms.feedback import PartFlag
+
+        return PartFlag[flag.upper()].meaning
+    from ..models.uad.detectors import Flag
+
+    return Flag[flag.upper()].meaning

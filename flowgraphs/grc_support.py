@@ -12,6 +12,7 @@ import numpy as np
 
 from ..blocks.runtime import Failsafe
 from ..blocks.waveforms.air import Air
+from ..blocks.waveforms.downlink import Downlink
 from ..errors import ScenarioError
 from . import random_access
 from .radios import make_radio, requested_settings
@@ -27,6 +28,13 @@ def make_air(scenario: Scenario) -> Air:
     radio = make_radio(scenario)
     radio.configure(requested_settings(scenario))
     return radio.air  # type: ignore[attr-defined]
+
+
+def make_downlink(scenario: Scenario) -> Downlink:
+    """The air to the users of a scenario of CSI feedback, for a downlink emulator."""
+    radio = make_radio(scenario)
+    radio.configure(requested_settings(scenario))
+    return radio.downlink().downlink
 
 
 def check_antennas(scenario: Scenario, n_antennas: int) -> None:

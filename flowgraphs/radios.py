@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from ..blocks.waveforms.downlink import DownlinkPaths
 from ..blocks.waveforms.recorded_channel import RecordedChannel
 from ..hardware.discover import backend
-from ..hardware.radio import Link, Radio, Settings
+from ..hardware.radio import DownlinkAir, Link, Radio, Settings
 from .channel_replay import recorded_channel
 from .random_access import tail_samples
 from .scenario import Scenario
+
+if TYPE_CHECKING:
+    from ..models.csi.frames import FrameDrops
 
 
 def make_link(scenario: Scenario) -> Link:
@@ -17,7 +22,7 @@ def make_link(scenario: Scenario) -> Link:
     return Link(
         scenario.frame,
         n_rx=scenario.radio.n_antennas,
-        n_users=scenario.users.n_users,
+        n_users=scenario.n_users,
         tail_samples=tail_samples(scenario),
         channel=scenario.channel,
         beacon_channel=scenario.beacon_channel,
@@ -27,6 +32,47 @@ def make_link(scenario: Scenario) -> Link:
         user_power_spread_db=scenario.users.power_spread_db,
         losses=scenario.radio.losses,
         seed=scenario.seed,
+        downlink=None if scenario.csi is None else _downlink(scenario),
+    )
+
+
+def csi_drops(scenario: Scenario) -> FrameDrops:
+    """The drop of each frame of a scenario of CSI feedback."""
+    # What draws them loads torch, which other links do without.
+    from ..models.csi.channels import ChannelConfig, Clustered
+    from ..models.csi.frames import FrameDrops
+
+    wanted, frame = scenario.csi, scenario.csi_frame
+    assert wanted is not None
+    config = ChannelConfig(
+        n_antennas=frame.n_antennas,
+        n_subcarriers=wanted.n_subcarriers,
+        n_taps=wanted.n_taps,
+        lead_taps=wanted.lead_taps,
+        frequency_hz=scenario.radio.frequency_hz,
+        bandwidth_hz=(frame.bandwidth_hz, frame.bandwidth_hz),
+        sites=wanted.sites,
+        line_of_sight=wanted.line_of_sight,
+    )
+    return FrameDrops(Clustered(config), scenario.seed, wanted.n_users, wanted.spacing_m)
+
+
+def _downlink(scenario: Scenario) -> DownlinkAir:
+    frame, wanted = scenario.csi_frame, scenario.csi
+    assert wanted is not None
+    drops = csi_drops(scenario)
+    tap_samples = frame.frame_format.n_fft / wanted.n_subcarriers
+
+    def paths(number: int) -> DownlinkPaths:
+        drop = drops(number)
+        return DownlinkPaths((drop.delays_taps - wanted.lead_taps) * tap_samples, drop.gains)
+
+    return DownlinkAir(
+        paths,
+        frame.n_antennas,
+        frame.downlink_samples,
+        noise_power=10 ** (-wanted.sounding_snr_db / 10),
+        expected_power=1.0,
     )
 
 

@@ -319,15 +319,22 @@ def record_raw(
 
 
 def seal_run(
-    folder: RunFolder, roles: dict[str, str], scenario: Scenario, fields: dict[str, Any], *, complete: bool
+    folder: RunFolder,
+    roles: dict[str, str],
+    scenario: Scenario,
+    fields: dict[str, Any],
+    *,
+    complete: bool,
+    tables: Sequence[Path] = (),
 ) -> Path:
     """Write the collection of a run over its recordings, its ground truth and its other tables."""
-    tables: Sequence[Path] = (
+    tables = (
         folder.run_json,
         folder.truth,
         folder.decisions,
         folder.snapshots,
         folder.constellation,
+        *tables,
     )
     files = [path.name for path in tables if path.is_file()]
     own = {key: fields[key] for key in fields if key in field_names("collection")} | {"complete": complete}

@@ -72,6 +72,7 @@ class Progress:
         wrong: wrong user decisions so far.
         expected: frames to come in all; None where unknown.
         recorder: tells how the recording of the antennas goes; None where there is none.
+        remark: how good the decisions are, where it is not told by `wrong`.
     """
 
     sent: int = 0
@@ -80,6 +81,7 @@ class Progress:
     wrong: int = 0
     expected: int | None = None
     recorder: RecorderWatch | None = None
+    remark: str = ""
 
 
 OnProgress = Callable[[Progress], None]
@@ -290,6 +292,10 @@ def run_random_access(
     Raises:
         SemairError: anything a user can mend; what was recorded before is kept.
     """
+    if scenario.csi is not None:
+        raise ScenarioError(
+            f"scenario {scenario.name} is one of CSI feedback: run it with `semair run csi-feedback`, or choose another"
+        )
     if n_frames is not None and n_frames < 1:
         raise ScenarioError(f"frames={n_frames}: at least 1 frame must be sent")
     if not (record or receive):

@@ -10,6 +10,7 @@ import json
 import math
 import tomllib
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -24,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from ..blocks.waveforms.csi_frame import CsiFrame, CsiSlots
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
 from ..errors import ScenarioError
@@ -124,6 +126,36 @@ class DetectorSection(_Section):
     options: dict[str, Any] = Field({}, description="options of this detector")
 
 
+class Csi(CsiSlots):
+    """CSI feedback: its slots, its codec, and the downlink that it tells of. Its users take the place of [users]."""
+
+    model: str = Field("lab", description="weights of the codec, see `semair.models.csi.codec`: shipped, or a folder")
+    engine: str = Field("onnxruntime", description="what runs it, see `semair.models.engine`")
+    snr_db: float = Field(
+        10.0,
+        ge=-10,
+        le=20,
+        description="of a symbol of the code behind the combining, on average; announced to the users, who code for it",
+    )
+    sounding_snr_db: float = Field(20.0, ge=-10, le=60, description="of a sounding cell at a user, on average")
+    spacing_m: tuple[float, float] = Field((0.5, 2.0), description="lowest and highest distance between users")
+    sites: tuple[Literal["umi", "indoor"], ...] = Field(("umi",), min_length=1, description="kinds of places")
+    line_of_sight: bool | None = Field(None, description="none: by the probability of the standard")
+    data_snr_db: float = Field(10.0, ge=-30, le=60, description="of the downlink that the sum rate is that of")
+
+    @model_validator(mode="after")
+    def _spaced(self) -> Csi:
+        low, high = self.spacing_m
+        if not 0 <= low <= high <= 1e4:
+            raise ValueError(f"spacing_m={[low, high]}: lowest and highest, within 0 to 10000")
+        return self
+
+    @property
+    def slots(self) -> CsiSlots:
+        """The slots alone."""
+        return CsiSlots(**{name: getattr(self, name) for name in CsiSlots.model_fields})
+
+
 class ChannelReplay(_Section):
     """How a recorded channel (`channel.kind = "recorded"`) is met by new transmissions."""
 
@@ -144,7 +176,7 @@ class ChannelReplay(_Section):
 
 
 class Scenario(_Section):
-    """One experiment of random access."""
+    """One experiment: of random access, or of CSI feedback where there is a section for it."""
 
     name: str = Field(min_length=1, description="for people and folders")
     description: str = ""
@@ -162,6 +194,7 @@ class Scenario(_Section):
     impairments: Impairments = Impairments()
     sync: Sync = Sync()
     detector: DetectorSection = DetectorSection()
+    csi: Csi | None = Field(None, description="CSI feedback instead of random access")
     terminals: tuple[Terminal, ...] = Field(
         (), description="radios of the users; none where the base station's radio emulates them"
     )
@@ -214,7 +247,22 @@ class Scenario(_Section):
                     raise ValueError(f"{name}.array_shape: {error}") from error
         if self.terminals:
             self._check_terminals()
+        if self.csi is not None:
+            self._check_csi()
         return self
+
+    def _check_csi(self) -> None:
+        try:
+            frame = self.csi_frame
+        except ValueError as error:
+            raise ValueError(f"csi: {error}") from error
+        if self.terminals:
+            raise ValueError("csi with terminals: users that feed CSI back are emulated; leave terminals out")
+        if self.channel.kind == "recorded":
+            raise ValueError("csi with channel.kind='recorded': choose another kind")
+        low, high = 1e3, 2e9
+        if not low <= frame.bandwidth_hz <= high:
+            raise ValueError(f"csi: its subcarriers span {frame.bandwidth_hz:g} Hz; allowed {low:g} to {high:g}")
 
     def _check_terminals(self) -> None:
         if self.radio.kind == "loopback":
@@ -242,6 +290,27 @@ class Scenario(_Section):
         return tuple(int(user) for user in shares[terminal])
 
     @property
+    def kind(self) -> str:
+        """The link that the experiment is of."""
+        return "random-access" if self.csi is None else "csi-feedback"
+
+    @property
+    def csi_frame(self) -> CsiFrame:
+        """The frame of CSI feedback.
+
+        Raises:
+            ValueError: the scenario is none of CSI feedback, or its slots do not fit.
+        """
+        if self.csi is None:
+            raise ValueError(f"scenario {self.name!r} has no section [csi]")
+        return CsiFrame(self.frame, self.csi.slots, self.radio.n_antennas)
+
+    @property
+    def n_users(self) -> int:
+        """Users that may send."""
+        return self.users.n_users if self.csi is None else self.csi.n_users
+
+    @property
     def quiet_frames(self) -> int:
         """Frames at the beginning in which nobody sends."""
         if self.users.quiet_frames is not None:
@@ -263,8 +332,10 @@ class Scenario(_Section):
         """Noise power per complex sample when each user's cell arrives with mean power 1.
 
         Total received SNR of the ensemble: activity * users / noise. A scenario without activity takes the noise
-        that one active user would.
+        that one active user would. In CSI feedback, antennas / noise is the SNR behind the combining.
         """
+        if self.csi is not None:
+            return self.radio.n_antennas / 10 ** (self.csi.snr_db / 10)
         active = max(self.users.activity * self.users.n_users, 1.0)
         return active / 10 ** (self.link.access_snr_db / 10)
 
@@ -276,6 +347,8 @@ class Scenario(_Section):
     @property
     def expected_power(self) -> float:
         """Mean received power in the strongest slot, for the receiver's level."""
+        if self.csi is not None:
+            return max(self.beacon_amplitude**2, self.frame.n_used / self.frame.n_fft)
         cells = self.frame.n_groups * self.frame.group_width / self.frame.n_fft
         return max(self.beacon_amplitude**2, self.users.activity * self.users.n_users * cells)
 
@@ -367,4 +440,7 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
     for part in location:
         # A number is a place in a tuple of tables.
         model = get_args(model)[0] if isinstance(part, int) else model.model_fields[part].annotation
+        if isinstance(model, UnionType):
+            # A section that may be left out.
+            model = get_args(model)[0]
     return list(model.model_fields)

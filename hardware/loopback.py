@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..blocks.channel_emulator import ChannelEmulator
+from ..blocks.downlink_emulator import DownlinkEmulator
 from ..blocks.waveforms.air import Air
+from ..blocks.waveforms.downlink import Downlink
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
 from ..blocks.waveforms.recorded_channel import RecordedChannel
 from ..errors import RadioError
 from ..models.channels import ChannelConfig
-from .radio import Capabilities, Link, Radio, RadioInfo, Settings, Truth
+from .radio import Capabilities, DownlinkAir, Link, Radio, RadioInfo, Settings, Truth
 
 _FREQUENCIES_HZ = (0.0, 1e11)
 _TX_GAINS_DB = (-80.0, 0.0)
@@ -37,6 +39,7 @@ class LoopbackRadio(Radio):
         seed: of channel, impairments and noise.
         with_users: wait for one message of users' bursts per frame.
         recorded: measured air, see `Air`; goes with a channel of kind "recorded".
+        downlink: air to users that listen; None where they need none.
     """
 
     kind = "loopback"
@@ -58,11 +61,14 @@ class LoopbackRadio(Radio):
         seed: int = 0,
         with_users: bool = True,
         recorded: RecordedChannel | None = None,
+        downlink: DownlinkAir | None = None,
     ) -> None:
         self._frame_format = frame_format
         self._losses = tuple(losses)
         self._with_users = with_users
+        self._downlink_air = downlink
         self._block: ChannelEmulator | None = None
+        self._downlink: DownlinkEmulator | None = None
         self._settings: Settings | None = None
         self._air_options: dict[str, Any] = {
             "channel": channel,
@@ -107,6 +113,7 @@ class LoopbackRadio(Radio):
             losses=link.losses,
             seed=link.seed,
             recorded=link.recorded,
+            downlink=link.downlink,
         )
 
     @classmethod
@@ -142,7 +149,7 @@ class LoopbackRadio(Radio):
             raise RadioError(f"tx_gain_db={list(requested.tx_gain_db)}: the loopback radio has one transmit chain")
         for gain_db in requested.tx_gain_db:
             _checked_gain(gain_db)
-        self._block = None
+        self._block = self._downlink = None
         self.air = Air(
             sample_rate_hz=requested.sample_rate_hz,
             centre_frequency_hz=requested.frequency_hz,
@@ -173,6 +180,30 @@ class LoopbackRadio(Radio):
         """The emulator; input 0 takes the beacon, the message port `bursts` the users."""
         return self.source()
 
+    def downlink(self) -> DownlinkEmulator:
+        """The emulator of the air to users that listen."""
+        wanted, settings = self._downlink_air, self._settings
+        if wanted is None:
+            return super().downlink()
+        if settings is None:
+            raise RadioError("the loopback radio was not configured: call configure() before downlink()")
+        if self._downlink is None:
+            air = Downlink(
+                self._air_options["impairments"],
+                wanted.paths,
+                sample_rate_hz=settings.sample_rate_hz,
+                centre_frequency_hz=settings.frequency_hz,
+                n_tx=wanted.n_tx,
+                n_users=self._air_options["n_users"],
+                noise_power=wanted.noise_power,
+                frame_samples=self._frame_format.frame_samples,
+                active_samples=wanted.active_samples,
+                seed=self._air_options["seed"],
+                expected_power=wanted.expected_power,
+            )
+            self._downlink = DownlinkEmulator(air, settings.frequency_hz)
+        return self._downlink
+
     def set_tx_gain_db(self, gain_db: float) -> float:
         """Scale what goes in; 0 dB, the highest gain and the one without being asked, leaves it as it is."""
         self.sink().tx_amplitude = 10 ** (_checked_gain(gain_db) / 20)
@@ -190,7 +221,13 @@ class LoopbackRadio(Radio):
         """Losses injected, bursts that came too late, samples clipped per antenna."""
         if self.air is None or self._block is None:
             return {}
+        heard = (
+            {}
+            if self._downlink is None
+            else {"clipped_samples_users": self._downlink.downlink.clipped_samples.tolist()}
+        )
         return {
+            **heard,
             "lost_samples_injected": self._block.lost_samples,
             "late_bursts": self.air.late_bursts,
             "clipped_samples": self.air.clipped_samples.tolist(),

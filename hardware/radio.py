@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar, Literal, Protocol
 
+from ..blocks.waveforms.downlink import DownlinkPaths
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
 from ..blocks.waveforms.recorded_channel import RecordedChannel
@@ -74,6 +75,25 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class DownlinkAir:
+    """Emulated air from the base station's antennas to users that listen.
+
+    Attributes:
+        paths: gives the channels of a frame by its number.
+        n_tx: antennas of the base station.
+        active_samples: in a frame, the base station sends in so many samples from its start.
+        noise_power: per complex sample at a user.
+        expected_power: mean power received while the base station sends.
+    """
+
+    paths: Callable[[int], DownlinkPaths]
+    n_tx: int
+    active_samples: int
+    noise_power: float
+    expected_power: float
+
+
+@dataclass(frozen=True)
 class Link:
     """What an experiment wants of its radio. A radio of real hardware has its own air and ignores the last part.
 
@@ -91,6 +111,7 @@ class Link:
         losses: (sample, count) pairs of samples that vanish, as in an overflow.
         seed: of channel, impairments and noise.
         recorded: measured air in the place of the drawn one.
+        downlink: where users listen to more than the frames' numbers.
     """
 
     frame_format: FrameFormat
@@ -106,6 +127,7 @@ class Link:
     losses: Sequence[tuple[int, int]] = ()
     seed: int = 0
     recorded: RecordedChannel | None = None
+    downlink: DownlinkAir | None = None
 
 
 class Truth(Protocol):
@@ -194,6 +216,14 @@ class Radio(ABC):
         Raises:
             RadioError: the radio was not configured.
         """
+
+    def downlink(self) -> Any:
+        """GNU Radio block with an input per antenna of the base station and an output per user that listens.
+
+        Raises:
+            RadioError: its users are radios of their own, or it was not configured.
+        """
+        raise RadioError(f"radio {self.kind} does not emulate users that listen; use the loopback radio")
 
     @abstractmethod
     def facts(self) -> dict[str, Any]:

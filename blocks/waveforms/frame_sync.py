@@ -336,9 +336,10 @@ class AccessSlotCutter(SlotCutter):
         Args:
             samples: complex64, (n_antennas, n), or one row per antenna.
         """
-        return [self._demodulate(frame, window) for frame, window in self.cut(samples)]
+        return [self.demodulate(frame, window) for frame, window in self.cut(samples)]
 
-    def _demodulate(self, frame: FrameStart, window: np.ndarray) -> AccessSlot:
+    def demodulate(self, frame: FrameStart, window: np.ndarray) -> AccessSlot:
+        """What the part of a frame delivered."""
         fmt = self.frame_format
         length = self.length_of(frame.frame_number)
         used = window[:, : fmt.symbols_of_length(length) * fmt.symbol_samples]

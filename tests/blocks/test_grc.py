@@ -22,7 +22,7 @@ from gnuradio.grc.core.platform import Platform
 from gnuradio.grc.core.schema_checker import BLOCK_SCHEME, Validator
 from semair.blocks.runtime import Failsafe
 from semair.blocks.waveforms.frame import FrameFormat
-from semair.flowgraphs.grc_support import make_air
+from semair.flowgraphs.grc_support import make_air, make_downlink
 from semair.flowgraphs.scenario import load_scenario
 
 FOLDER = Path(semair.blocks.__path__[0]) / "grc"
@@ -33,6 +33,7 @@ DISPLAY_ONLY = {
     "semair_activity_map": {"gui_hint"},
     # The ports of a description must be counted before the air or the recording exists.
     "semair_channel_emulator": {"n_rx"},
+    "semair_downlink_emulator": {"n_tx", "n_users"},
     "semair_sigmf_source": {"n_channels"},
 }
 
@@ -96,12 +97,17 @@ def flow_graph(platform: Platform) -> Any:
     graph = platform.make_flow_graph()
     for name, module in (
         ("make_air", make_air.__module__),
+        ("make_downlink", make_downlink.__module__),
         ("load_scenario", load_scenario.__module__),
     ):
         block = graph.new_block("import")
         block.params["id"].set_value(f"import_{name}")
         block.params["imports"].set_value(f"from {module} import {name}")
-    for name, value in (("scenario", 'load_scenario("lab")'), ("air", "make_air(scenario)")):
+    for name, value in (
+        ("scenario", 'load_scenario("lab")'),
+        ("air", "make_air(scenario)"),
+        ("downlink", 'make_downlink(load_scenario("csi-lab"))'),
+    ):
         block = graph.new_block("variable")
         block.params["id"].set_value(name)
         block.params["value"].set_value(value)
@@ -216,6 +222,11 @@ def test_a_block_dropped_into_a_flowgraph_shows_no_error(path: Path, flow_graph:
         ("semair_sigmf_source", {"speed": "0"}),
         ("semair_message_collector", {"receiver": "7"}),
         ("semair_activity_map", {"n_users": "0"}),
+        ("semair_sounding_transmitter", {"beacon_amplitude": "-1"}),
+        ("semair_downlink_emulator", {"n_tx": "3"}),
+        ("semair_sounding_receiver", {"user": "2"}),
+        ("semair_feedback_receiver", {"full_scale": "0"}),
+        ("semair_csi_decoder", {"snr_db": "(5, 0)"}),
     ],
 )
 def test_wrong_values_are_shown_in_the_editor(key: str, wrong: dict[str, str], flow_graph: Any) -> None:

@@ -47,6 +47,8 @@ def test_ports_and_tags_of_a_block(name):
     if "HeardFrames(" in code:
         # This part of some blocks reads their tags.
         code += (BLOCKS / "heard_frames.py").read_text(encoding="utf-8")
+    if "TaggedSlots(" in code:
+        code += (BLOCKS / "tagged_slots.py").read_text(encoding="utf-8")
     # Tags are read where the block asks for those of its input, and written where it adds some.
     assert bool(tags_read) == ("input_tags(" in code)
     assert bool(tags_written) == ("add_item_tag(" in code or re.search(r"\btime_tags\(", code) is not None)

@@ -18,9 +18,48 @@ def test_shipped_scenarios_load_and_hold_what_the_file_says(name):
     scenario = load_scenario(name)
     data = tomllib.loads(shipped_scenarios()[name].read_text())
     assert scenario.name == data["name"] == name
-    assert scenario.users.preamble_lengths == tuple(data["users"]["preamble_lengths"])
     assert scenario.radio.n_antennas == data["radio"]["n_antennas"]
+    assert scenario.kind == ("csi-feedback" if "csi" in data else "random-access")
+    if scenario.csi is not None:
+        assert scenario.csi.feedback_length == data["csi"]["feedback_length"]
+        assert scenario.csi_frame.used_samples <= scenario.frame.frame_samples
+        assert scenario.n_users == data["csi"]["n_users"]
+        return
+    assert scenario.users.preamble_lengths == tuple(data["users"]["preamble_lengths"])
     assert scenario.preambles().shape == (scenario.frame.max_preamble_length, scenario.users.n_users)
+
+
+def test_scenarios_of_csi_feedback_have_the_dimensions_they_promise():
+    lab, paper = load_scenario("csi-lab").csi_frame, load_scenario("csi-paper").csi_frame
+    for frame, n_antennas, bandwidth_hz in ((lab, 4, 2e6), (paper, 32, 20e6)):
+        assert frame.n_antennas == n_antennas
+        assert frame.bandwidth_hz == bandwidth_hz
+        assert (frame.slots.n_users, frame.slots.n_subcarriers, frame.slots.n_taps) == (2, 256, 32)
+        # A sixteenth of the numbers that are told.
+        assert frame.slots.feedback_length * 16 == frame.slots.n_taps * n_antennas
+    # The noise at an antenna is such that all antennas together have the SNR that is announced.
+    scenario = load_scenario("csi-lab", ["csi.snr_db=7"])
+    assert 4 / scenario.noise_power == pytest.approx(10**0.7)
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        ("csi.comb=8", "comb=8"),
+        ("csi.feedback_length=0", "csi.feedback_length"),
+        ("csi.spacing_m=[3, 1]", "spacing_m"),
+        ("csi.sounding_repeats=1", "csi.sounding_repeats"),
+        ("csi.turnaround_samples=100000", "lengthen the frame"),
+        ("csi.n_subcarriers=300", "n_used=256"),
+        ("csi.unknown=1", "allowed here: n_users"),
+        ("csi.snr_db=40", "csi.snr_db"),
+        ('terminals=[{kind="iio", address="ip:1.2.3.4"}]', "terminals"),
+    ],
+)
+def test_wrong_fields_of_csi_feedback_are_explained(override, names):
+    with pytest.raises(ScenarioError, match="csi") as raised:
+        load_scenario("csi-lab", [override])
+    assert names in str(raised.value)
 
 
 def test_lab_and_paper_have_the_dimensions_they_promise():

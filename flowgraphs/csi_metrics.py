@@ -1,0 +1,204 @@
+"""What a run of CSI feedback measured: errors against truth and against symbol level, sum rate, SNR, latencies."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..blocks.waveforms.feedback import PartFlag
+from ..blocks.waveforms.sounding import aligned, from_delay_angle, to_delay_angle
+from ..models.statistics import Interval, mean_ci95
+from .metrics import matched, spread, synchronisation
+from .runfolder import RunFolder, unpack_users
+from .scenario import Scenario
+
+if TYPE_CHECKING:
+    from ..models.csi.judge import Coder
+
+_SYMBOL_NOISE = 71
+
+
+def csi_metrics(
+    folder: RunFolder,
+    scenario: Scenario,
+    counts: dict[str, Any],
+    *,
+    truth_folder: RunFolder | None = None,
+    coder: Coder | None = None,
+) -> dict[str, Any]:
+    """Compute metrics.json of a run or replay from its tables.
+
+    Args:
+        folder: holds the decisions.
+        scenario: of the run.
+        counts: what the blocks counted.
+        truth_folder: holds what was sent; None: the same folder.
+        coder: feeds the very same channels back at symbol level, for comparison; None: no comparison.
+
+    Returns:
+        Plain values.
+    """
+    from ..models.csi import judge
+
+    source = truth_folder or folder
+    decisions = folder.rows(folder.decisions)
+    metrics: dict[str, Any] = {
+        "kind": "csi-feedback",
+        "counts": counts,
+        "latency_ms": csi_latencies(decisions),
+        "flagged": {
+            flag.name.lower(): int(np.count_nonzero(decisions["flags"] & flag)) for flag in PartFlag if flag.name
+        },
+    }
+    metrics["flagged"] = {name: count for name, count in metrics["flagged"].items() if count}
+    if not source.truth.is_file():
+        return metrics
+    truth = source.rows(source.truth)
+    at_decisions, at_truth = matched(decisions, truth)
+    rows, sent = decisions[at_decisions], truth[at_truth]
+    under_way = int(np.count_nonzero(truth["frame"] > decisions["frame"].max(initial=-1)))
+    due = len(truth) - (under_way if counts.get("interrupted") else 0)
+    metrics["frames"] = {
+        "sent": len(truth),
+        "decided": len(decisions),
+        "matched": len(rows),
+        "missed": due - len(rows) - counts.get("slots_dropped", 0),
+        "false": len(decisions) - len(rows),
+        "counted_on": int(np.count_nonzero(decisions["counted"])),
+    }
+    metrics["synchronisation"] = synchronisation(rows, sent, source, scenario)
+    estimates = source.rows(source.path / "estimates.npy")
+    if len(estimates):
+        metrics["latency_ms"]["estimate"] = _percentiles(estimates["estimate_s"] * 1e3)
+        metrics["latency_ms"]["encode"] = _percentiles(estimates["encode_s"] * 1e3)
+    channels = source.rows(source.path / "channels.npy")
+    wanted = scenario.csi
+    assert wanted is not None
+    n_users = wanted.n_users
+    known = unpack_users(sent["active"], n_users)
+    decoded = unpack_users(rows["active"], n_users)
+    metrics["users"] = {
+        "unheard": int(np.count_nonzero(known & ~decoded)),
+        "silent": int(np.count_nonzero(~known)),
+        "false": int(np.count_nonzero(~known & decoded)),
+    }
+    whole = np.flatnonzero((known & decoded).all(axis=1))
+    if not len(whole):
+        return metrics
+    index = {int(frame): k for k, frame in enumerate(channels["frame"])}
+    told = {(int(row["frame"]), int(row["user"])): k for k, row in enumerate(estimates)}
+    tally: dict[str, list[Any]] = {
+        name: []
+        for name in ("nmse", "full", "of_estimate", "estimate", "symbol", "cosine", "rate", "true_snr", "told_snr")
+    }
+    for k in whole:
+        frame = int(rows["frame"][k])
+        channel = channels[index[frame]]
+        known_csi = [estimates[told[frame, user]] for user in range(n_users)]
+        judged = [judge_user(channel["h"][u], known_csi[u]["csi"], rows["csi"][k][u], wanted) for u in range(n_users)]
+        for name in ("nmse", "full", "of_estimate", "estimate", "cosine"):
+            tally[name].append([one[name] for one in judged])
+        recovered = np.stack([from_delay_angle(one, wanted.n_subcarriers) for one in rows["csi"][k]])
+        if n_users > 1:
+            tally["rate"].append(judge.sum_rate_share(channel["h"], recovered, wanted.data_snr_db))
+        tally["true_snr"].append(channel["uplink_snr_db"])
+        tally["told_snr"].append(rows["word_snr_db"][k])
+        if coder is not None:
+            csi = np.stack([to_delay_angle(h, wanted.n_taps).astype(np.complex64) for h in channel["h"]])
+            rng = np.random.default_rng([scenario.seed, _SYMBOL_NOISE, frame])
+            snr = channel["uplink_snr_db"]
+            tally["symbol"].append(judge.at_symbol_level(coder, csi, wanted.feedback_length, wanted.snr_db, snr, rng))
+    mean = {name: np.array(values, float) for name, values in tally.items() if values}
+    result: dict[str, Any] = {
+        "drops": len(whole),
+        "announced_snr_db": wanted.snr_db,
+        "nmse_db": in_db(mean["nmse"].mean(axis=1)),
+        "nmse_db_by_user": [in_db(mean["nmse"][:, user]) for user in range(n_users)],
+        "full_nmse_db": in_db(mean["full"].mean(axis=1)),
+        "nmse_of_estimate_db": in_db(mean["of_estimate"].mean(axis=1)),
+        "estimate_nmse_db": in_db(mean["estimate"].mean(axis=1)),
+        "cosine": list(mean_ci95(mean["cosine"].mean(axis=1))),
+        "uplink_snr_db": spread(mean["told_snr"]),
+        "known_uplink_snr_db": spread(mean["true_snr"]),
+    }
+    if "rate" in mean:
+        result["sum_rate_share"] = list(mean_ci95(mean["rate"]))
+    if "symbol" in mean:
+        result["symbol_level_nmse_db"] = in_db(mean["symbol"].mean(axis=1))
+        result["chain_loss_db"] = ratio_in_db(mean["nmse"].mean(axis=1), mean["symbol"].mean(axis=1))
+    metrics["csi"] = {
+        name: [None if isinstance(x, float) and not np.isfinite(x) else x for x in value]
+        if isinstance(value, list)
+        else value
+        for name, value in result.items()
+    }
+    return metrics
+
+
+def judge_user(h: np.ndarray, estimate: np.ndarray, recovered: np.ndarray, wanted: Any) -> dict[str, float]:
+    """Errors of one user's CSI, with the truth in the timing and phase of what the user sent.
+
+    Args:
+        h: complex64, (subcarrier, antenna): the truth.
+        estimate: complex64, (tap, beam): what the user coded.
+        recovered: complex64, (tap, beam), unit mean power.
+        wanted: the scenario's section `csi`.
+    """
+    from ..models.csi import judge
+
+    moved, _ = aligned(h, from_delay_angle(estimate, wanted.n_subcarriers))
+    truth = to_delay_angle(moved, wanted.n_taps)
+    sent = estimate / np.sqrt(np.mean(np.abs(estimate) ** 2))
+    everywhere = from_delay_angle(recovered, wanted.n_subcarriers)
+    return {
+        "nmse": judge.scaled_nmse(truth, recovered),
+        "full": judge.scaled_nmse(moved, everywhere),
+        "of_estimate": judge.scaled_nmse(estimate, recovered),
+        "estimate": judge.scaled_nmse(truth, sent),
+        "cosine": judge.cosine(moved, everywhere),
+    }
+
+
+def in_db(values: np.ndarray) -> list[float]:
+    """Mean over drops and its 95 % interval, in dB: [mean, low, high]."""
+    found = mean_ci95(values)
+    return [float(10 * np.log10(max(value, 1e-12))) for value in found]
+
+
+def ratio_in_db(values: np.ndarray, others: np.ndarray) -> list[float]:
+    """Ratio of two means over the same drops, in dB, with its 95 % interval by the delta method."""
+    ratio = float(values.mean() / others.mean())
+    apart = mean_ci95(values / values.mean() - others / others.mean())
+    half = 10 / np.log(10) * (apart.high - apart.low) / 2
+    centre = float(10 * np.log10(ratio))
+    return list(Interval(centre, centre - half, centre + half))
+
+
+def csi_latencies(decisions: np.ndarray) -> dict[str, dict[str, float]]:
+    """Host time that each decision spent in each stage, in milliseconds: median, 99th percentile and maximum.
+
+    synchronise: from the arrival of the frame's first sample to its tag; cut: to the complete slot; receive: its
+    demodulation and combining; queue: waiting for the decoder; decode: its computation; total: all of it.
+    """
+    if not len(decisions):
+        return {}
+    ms = 1e-6
+    receive, decode = decisions["receive_s"] * 1e3, decisions["decode_s"] * 1e3
+    stages = {
+        "synchronise": (decisions["tagged_ns"] - decisions["heard_ns"]) * ms,
+        "cut": (decisions["cut_ns"] - decisions["tagged_ns"]) * ms,
+        "receive": receive,
+        "queue": (decisions["decided_ns"] - decisions["cut_ns"]) * ms - receive - decode,
+        "decode": decode,
+        "total": (decisions["decided_ns"] - decisions["heard_ns"]) * ms,
+    }
+    return {name: _percentiles(values) for name, values in stages.items()}
+
+
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    return {
+        "p50": float(np.percentile(values, 50)),
+        "p99": float(np.percentile(values, 99)),
+        "max": float(values.max()),
+    }
