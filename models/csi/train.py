@@ -339,16 +339,18 @@ class CsiTraining(TrainingRun[TrainingConfig, networks.Network]):
 
 
 def drops_ci95(per_drop_values: ArrayLike, places: Sequence[Tensor | None]) -> Interval:
-    """Mean over drops with its interval; those of one place count as one sample.
+    """Mean over drops with its interval; those of one place count as one sample, unless all are.
 
     Args:
         per_drop_values: float, (drop,).
         places: `Drops.places` of the parts that the drops were drawn in.
     """
     known = [part for part in places if part is not None]
-    if len(known) < len(places):
+    numbers = torch.cat(known).cpu().numpy() if known else np.empty(0)
+    # One place alone says nothing of others: its interval would be infinite, and is that of this place.
+    if len(known) < len(places) or np.all(numbers == numbers[0]):
         return mean_ci95(per_drop_values)
-    return grouped_mean_ci95(per_drop_values, torch.cat(known).cpu().numpy())
+    return grouped_mean_ci95(per_drop_values, numbers)
 
 
 def _drawn(

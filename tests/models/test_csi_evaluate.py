@@ -160,6 +160,14 @@ def test_drops_of_a_given_source_and_the_interval_over_its_places():
     assert as_json({"ratio": [row]}, {})["sweeps"]["ratio"][0]["places"] == 5
 
 
+def test_drops_of_one_place_alone_have_the_interval_of_that_place():
+    plain = Evaluation([Genie("one", 0.1)], CONFIG, 20).rows(Condition(ratio=8))[0]
+    row = Evaluation([Genie("one", 0.1)], CONFIG, 20, source=Places(1)).rows(Condition(ratio=8))[0]
+    assert row.places == 1
+    assert row.nmse_db == plain.nmse_db
+    assert np.isfinite(row.sum_rate).all()
+
+
 def test_drops_of_another_numerology_are_refused():
     other = Places(3, ChannelConfig(n_antennas=8, n_taps=16, lead_taps=2.0, n_subcarriers=32))
     with pytest.raises(ModelError, match=r"drops have 16 taps, 8 antennas and 32 subcarriers; .* for 16, 4 and 32"):
