@@ -279,7 +279,7 @@ TINY = {
     "name": "tiny",
     "seed": 3,
     "start_drops": 0,
-    "network": {"kind": "aligned", "width": 16, "heads": 2, "feedforward": 24, "code_width": 4},
+    "network": {"kind": "munet", "width": 16, "heads": 2, "feedforward": 24, "code_width": 4},
     "mixture": {
         "channel": {"n_antennas": 4, "n_taps": 8, "lead_taps": 2.0, "bandwidth_hz": [2e6, 20e6]},
         "ratios": [16, 8],

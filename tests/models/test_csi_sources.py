@@ -199,7 +199,7 @@ TINY = TrainingConfig.model_validate(
         "name": "tiny",
         "seed": 3,
         "start_drops": 60,
-        "network": {"kind": "gated", "width": 16, "heads": 2, "feedforward": 24, "code_width": 4},
+        "network": {"kind": "munet", "width": 16, "heads": 2, "feedforward": 24, "code_width": 4},
         "mixture": {
             "channel": {**PRESETS["lab"].model_dump(mode="json"), "n_taps": 8, "lead_taps": 2.0},
             "ratios": [16, 8],
