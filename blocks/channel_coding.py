@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .runtime import require_gnuradio
 from .waveforms import qam
 from .waveforms.parity_check import as_alist, parity_check
 
@@ -162,7 +161,8 @@ class _Codec:
     """Encoder and decoder of GNU Radio for one parity-check matrix."""
 
     def __init__(self, n_info: int, n_coded: int, iterations: int) -> None:
-        require_gnuradio()
+        # Where GNU Radio is missing, this says how to get it.
+        from . import runtime  # noqa: F401, I001
         from gnuradio import fec
 
         self._n_info, self._n_coded = n_info, n_coded

@@ -364,13 +364,17 @@ def evaluate_uad(
 @evaluate_app.command(
     "csi",
     epilog="Examples: semair evaluate csi --quick | semair evaluate csi --numerology paper --sweep snr | "
-    "semair evaluate csi -m lab -m klt -m runs/csi-mine --drops 5000 | semair evaluate csi --numerology paper "
-    "--traced paths.safetensors --scene etoile",
+    "semair evaluate csi -m lab -m klt -m separate -m runs/csi-mine --drops 5000 | semair evaluate csi "
+    "--numerology paper --traced paths.safetensors --scene etoile",
 )
 def evaluate_csi(
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", "-m", help="Names of shipped weights, folders, or klt; default all that fit."),
+        typer.Option(
+            "--model",
+            "-m",
+            help="Names of shipped weights, folders, klt (linear), separate, separate-fixed; default all that fit.",
+        ),
     ] = None,
     numerology: Annotated[str, typer.Option(help="lab or paper.")] = "lab",
     sweep: Annotated[list[str] | None, typer.Option(help="ratio, snr, spacing, neighbour; default all.")] = None,
@@ -386,11 +390,12 @@ def evaluate_csi(
     quick: Annotated[bool, typer.Option("--quick", help="Fewer conditions and drops.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Compare networks that feed CSI back, and a linear code, on the same drops and noise.
+    """Compare networks that feed CSI back with a linear code, and with bits behind LDPC and QAM, on the same drops.
 
     With --traced they get drops of places that no training has seen, and intervals are over places of 20 m. Leaves
-    evaluation.json and nmse.png. Ctrl-C keeps what is done.
+    evaluation.json, nmse.png and sum-rate.png. Ctrl-C keeps what is done.
     """
+    from ..flowgraphs import csi_separate
     from ..flowgraphs.csi_figures import FIGURE_NAME, table, write_evaluation
     from ..models.csi import evaluate
 
@@ -404,7 +409,7 @@ def evaluate_csi(
     chosen = [known[name] for name in sweep or known]
     place = folder or new_folder("evaluate-csi")
     results: dict[str, list[Any]] = {one.name: [] for one in chosen}
-    settings: dict[str, Any] = {"numerology": numerology, "drops": drops or (250 if quick else 2000), "seed": seed}
+    settings: dict[str, Any] = {"numerology": numerology, "drops": drops or (250 if quick else 1000), "seed": seed}
     if traced is not None and source is not None:
         settings["traced"] = {
             "file": traced.name,
@@ -413,12 +418,15 @@ def evaluate_csi(
         }
     total, done, interrupted = sum(len(one.conditions) for one in chosen), 0, False
     try:
-        with share_progress("evaluating", quiet=as_json) as on_progress:
+        with share_progress("preparing", quiet=as_json) as on_progress:
             on_progress("preparing", 0.0)
-            contenders = evaluate.contenders(numerology, model)
+            contenders = csi_separate.contenders(numerology, model)
             settings["contenders"] = ", ".join(one.name for one in contenders)
             config = evaluate.PRESETS[numerology]
             evaluation = evaluate.Evaluation(contenders, config, settings["drops"], seed, source=source)
+            conditions = [condition for one in chosen for condition in one.conditions]
+            settings["schemes"] = csi_separate.choose_schemes(contenders, config, conditions, on_progress)
+        with share_progress("evaluating", quiet=as_json) as on_progress:
             for one in chosen:
                 for condition in one.conditions:
                     text = f"{one.name}, {one.axis} {getattr(condition, one.axis)}"

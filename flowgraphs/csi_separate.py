@@ -10,9 +10,10 @@ a checksum, which costs nothing here and bits elsewhere. A wrong word leaves the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..blocks.channel_coding import CodedModulation
 from ..models.csi import evaluate
 from ..models.csi.channels import PRESETS, ChannelConfig, Clustered, stream
-from ..models.csi.evaluate import KLT, Contender, LinearContender, NetworkContender, load_contender
+from ..models.csi.evaluate import KLT, Condition, Contender, LinearContender, NetworkContender, load_contender
 from ..models.csi.link import Batch, add_noise, nmse
 from ..models.csi.quantised import LinearCoder, NetworkCoder, SourceCode
 from ..models.csi.separate import block_error_rate
@@ -199,6 +200,37 @@ class SeparateContender:
         return source.decode(decided[:, : bits.shape[1]], right & batch.present)
 
 
+def choose_schemes(
+    chosen: Sequence[Contender],
+    config: ChannelConfig,
+    conditions: Sequence[Condition],
+    on_progress: Callable[[str, float], None],
+) -> dict[str, str]:
+    """Choose what separate contenders send in some conditions, before they are evaluated: that takes its time.
+
+    Args:
+        chosen: Contenders of any kind.
+        config: Numbers of the downlink.
+        conditions: Of the evaluation.
+        on_progress: Told what is done, and the share.
+
+    Returns:
+        What was chosen, by contender, length and SNR.
+    """
+    size = config.n_taps * config.n_antennas
+    wanted = {
+        (one.name, size // condition.ratio, condition.snr_db): one
+        for condition in conditions
+        for one in chosen
+        if isinstance(one, SeparateContender)
+    }
+    found = {}
+    for done, ((name, length, snr_db), one) in enumerate(wanted.items()):
+        on_progress(f"choosing code rates, {length} symbols at {snr_db:g} dB", done / len(wanted))
+        found[f"{name}, {length} symbols, {snr_db:g} dB"] = str(one.scheme(length, snr_db))
+    return found
+
+
 @lru_cache(maxsize=2)
 def linear_contender(numerology: str) -> LinearContender:
     """The linear code of a numerology, made once."""
@@ -220,14 +252,16 @@ def contenders(numerology: str, names: Sequence[str] | None = None) -> list[Cont
 
     Args:
         numerology: one of `models.csi.channels.PRESETS`.
-        names: shipped weights, folders, "klt", "separate", "separate-fixed"; None: all of them that fit.
+        names: shipped weights, folders, "klt", "separate", "separate-fixed"; None: all of them that fit, separate
+            ones where GNU Radio is there.
 
     Raises:
         ScenarioError: numerology or name is unknown, or weights are for other taps or antennas.
     """
     ours, fitting = (KLT, SEPARATE, FIXED), evaluate.fitting(numerology)
     if names is None:
-        names = [*fitting, *ours]
+        # Networks and linear code can be compared without GNU Radio.
+        names = [*fitting, *(ours if find_spec("gnuradio") else (KLT,))]
     found = {one.name: one for one in evaluate.contenders(numerology, [name for name in names if name not in ours])}
     if KLT in names:
         found[KLT] = linear_contender(numerology)

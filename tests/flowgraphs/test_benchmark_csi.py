@@ -9,7 +9,15 @@ import pytest
 pytest.importorskip("torch")
 
 from semair.flowgraphs.benchmarks import csi, entry_names
-from semair.flowgraphs.csi_figures import FIGURE_NAME, JSON_NAME, table, write_evaluation
+from semair.flowgraphs.csi_figures import (
+    FIGURE_NAME,
+    JSON_NAME,
+    RATE_FIGURE_NAME,
+    nmse_figure,
+    table,
+    title,
+    write_evaluation,
+)
 from semair.models.cards import Card, NetworkSection, TrainingSection, save_model
 from semair.models.csi import evaluate
 from semair.models.csi.train import build_network, load_config
@@ -79,8 +87,36 @@ def test_an_evaluation_is_written_as_json_and_figure(weights, tmp_path):
     place = tmp_path / "results"
     write_evaluation(content, place)
     assert json.loads((place / JSON_NAME).read_text()) == json.loads(json.dumps(content))
-    assert (place / FIGURE_NAME).read_bytes().startswith(b"\x89PNG")
+    for name in (FIGURE_NAME, RATE_FIGURE_NAME):
+        assert (place / name).read_bytes().startswith(b"\x89PNG")
     assert table("spacing", content["sweeps"]["spacing"])[0] == ["contender", "0.5", "5"]
     header, line = table("ratio", content["sweeps"]["ratio"])
-    assert header == ["contender", "64", "8"]
+    assert header == ["contender", "1/64", "1/8"]
     assert float(line[1]) == pytest.approx(results["ratio"][0].nmse_db.value, abs=0.01)
+
+
+def test_figures_show_lost_users_and_say_who_is_who():
+    def row(name, snr_db, nmse_db, lost):
+        return {
+            "contender": name,
+            "condition": {"snr_db": snr_db},
+            "nmse_db": [nmse_db, nmse_db - 0.1, nmse_db + 0.1],
+            "sum_rate": None,
+            "lost": lost,
+        }
+
+    rows = [row("lab", 0, -3, 0.0), row("lab", 10, -7, 0.0), row("separate", 0, -1, 0.3), row("separate", 10, -4, 0.0)]
+    figure = nmse_figure({"snr": rows}, "lab")
+    upper, lower = figure.axes
+    assert len(upper.containers) == 2
+    # Only the one that loses users has a line there, in percent.
+    (line,) = lower.containers
+    assert line.lines[0].get_ydata().tolist() == [30.0, 0.0]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["ours (lab)", "separate coding, best rate"]
+    assert len(nmse_figure({"snr": rows[:2]}, "lab").axes) == 1
+    assert [title(name, "paper") for name in ("paper-rca", "klt", "lab", "runs/mine")] == [
+        "SA-RCA-MUNet",
+        "linear code",
+        "lab",
+        "mine",
+    ]

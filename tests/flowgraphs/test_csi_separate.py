@@ -74,3 +74,17 @@ def test_contenders_are_found_by_name(coding, tmp_path, monkeypatch):
         csi_separate.contenders("home", [SEPARATE])
     with pytest.raises(ScenarioError, match="'nowhere' is neither a folder"):
         csi_separate.contenders("lab", ["nowhere", SEPARATE])
+
+
+def test_schemes_are_chosen_before_they_are_needed(coding):
+    told = []
+    chosen = csi_separate.choose_schemes(
+        [SeparateContender(coding[0]), SeparateContender(coding[0], DESIGN_SNR_DB)],
+        PRESETS["lab"],
+        [Condition(ratio=8, snr_db=0.0), Condition(ratio=8), Condition(ratio=8, neighbour="missing")],
+        lambda text, share: told.append(share),
+    )
+    assert len(chosen) == len(told) == 4
+    assert told == sorted(told)
+    assert chosen["separate, 16 symbols, 0 dB"] == str(coding[0].scheme(16, 0.0))
+    assert chosen["separate-fixed, 16 symbols, 0 dB"] == chosen["separate, 16 symbols, 10 dB"]
