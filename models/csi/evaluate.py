@@ -82,7 +82,7 @@ class Row:
         nmse_db: Of the truncated CSI, with its interval over drops.
         full_nmse_db: Over all subcarriers, what lies outside the taps included.
         cosine: Mean over subcarriers and users of the cosine similarity of true and recovered CSI.
-        sum_rate: Share of the sum rate that regularised zero forcing reaches with perfect CSI; None for one user.
+        sum_rate: Mean sum rate over that which regularised zero forcing reaches with perfect CSI; None for one user.
         lost: Share of heard users of whom nothing was recovered: an NMSE of 1 each.
         drops: Coded.
         places: Independent samples among them: generated drops are all that, traced ones only from place to place.
@@ -418,7 +418,7 @@ class Evaluation:
                 tally.add(drops, recovered, present)
                 if perfect is not None:
                     rate = self._rate(drops.h, from_delay_angle(recovered, self.config.n_subcarriers))
-                    tally.rates.append((rate / perfect).numpy())
+                    tally.rates.append(torch.stack([rate, perfect]).double().numpy())
             done += len(csi)
             if on_share is not None:
                 on_share(done / self.n_drops)
@@ -464,7 +464,7 @@ class _Tally:
         self._cosine: list[NDArray[np.float64]] = []
         self._lost: list[NDArray[np.float64]] = []
         self._places: list[Tensor | None] = []
-        self.rates: list[NDArray[np.float32]] = []
+        self.rates: list[NDArray[np.float64]] = []
 
     def add(self, drops: Drops, recovered: Tensor, present: Tensor) -> None:
         heard = present.sum(1)
@@ -481,6 +481,13 @@ class _Tally:
         self._lost.append(mean((recovered == 0).all(-1).all(-1)))
         self._places.append(drops.places)
 
+    def _sum_rate(self) -> Interval:
+        """Ratio of mean rates: that of single drops exceeds 1 where users are too alike to be told apart."""
+        rate, perfect = np.concatenate(self.rates, axis=1)
+        ratio = float(rate.mean() / perfect.mean())
+        # To first order the ratio errs by the mean of these residuals.
+        return drops_ci95(ratio + (rate - ratio * perfect) / perfect.mean(), self._places)
+
     def row(self, name: str, condition: Condition) -> Row:
         errors = np.concatenate(self._errors)
         known = [part for part in self._places if part is not None]
@@ -490,7 +497,7 @@ class _Tally:
             nmse_db=in_db(drops_ci95(errors, self._places)),
             full_nmse_db=10 * math.log10(float(np.concatenate(self._full).mean())),
             cosine=float(np.concatenate(self._cosine).mean()),
-            sum_rate=drops_ci95(np.concatenate(self.rates), self._places) if self.rates else None,
+            sum_rate=self._sum_rate() if self.rates else None,
             lost=float(np.concatenate(self._lost).mean()),
             drops=len(errors),
             places=len(torch.cat(known).unique()) if known else len(errors),
