@@ -246,7 +246,7 @@ def test_files_that_are_no_scenario_are_explained(tmp_path, content, words):
 
 @pytest.mark.parametrize("source", ["nowhere", "/nowhere/x.toml", ".", "/"])
 def test_missing_file_names_the_shipped_ones(source):
-    with pytest.raises(ScenarioError, match=r"neither a file nor a shipped scenario \(bench, lab, paper"):
+    with pytest.raises(ScenarioError, match=r"neither a file nor a shipped scenario \(bench, csi-lab, csi-paper, lab, paper"):
         load_scenario(source)
 
 
