@@ -246,7 +246,9 @@ def test_files_that_are_no_scenario_are_explained(tmp_path, content, words):
 
 @pytest.mark.parametrize("source", ["nowhere", "/nowhere/x.toml", ".", "/"])
 def test_missing_file_names_the_shipped_ones(source):
-    with pytest.raises(ScenarioError, match=r"neither a file nor a shipped scenario \(bench, csi-lab, csi-paper, lab, paper"):
+    names = ", ".join(shipped_scenarios())
+    assert {"bench", "csi-lab", "csi-paper", "lab", "paper"} <= set(shipped_scenarios())
+    with pytest.raises(ScenarioError, match=rf"neither a file nor a shipped scenario \({names}\)"):
         load_scenario(source)
 
 
