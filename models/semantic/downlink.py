@@ -95,6 +95,16 @@ def draw(
     return Channels(h, known, nmse_db)
 
 
+def feedback_lengths(config: DownlinkConfig) -> tuple[int, ...]:
+    """Symbols of CSI feedback that the codec was trained for, ascending.
+
+    Raises:
+        ScenarioError: there is no such codec.
+        ModelError: its weights are damaged.
+    """
+    return tuple(sorted(int(length) for length in _codec(config.codec)[0].scenario["lengths"]))
+
+
 def estimated(h: Tensor, nmse_db: Tensor, generator: torch.Generator) -> Tensor:
     """Channels as an MMSE estimator has them: h + e scaled such that the error is independent of the estimate.
 
@@ -134,8 +144,8 @@ def recover(
         ScenarioError: there is no such codec.
         ModelError: its weights are damaged.
     """
-    card, contender = _codec(config.codec)
-    lengths = tuple(int(length) for length in card.scenario["lengths"])
+    _, contender = _codec(config.codec)
+    lengths = feedback_lengths(config)
     csi = drops.delay_angle[which]
     if csi.shape[-2:] != (contender.network.config.n_taps, contender.network.config.n_antennas):
         raise ValueError(f"CSI of {tuple(csi.shape[-2:])} taps and antennas does not fit the codec {config.codec!r}")

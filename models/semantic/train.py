@@ -6,6 +6,7 @@ The loss is MSE and MS-SSIM, end to end through precoding, channel and receiver.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +42,9 @@ SHIPPED = Path(__file__).parent / "configs"
 WEIGHTS = Path(__file__).parent / "weights"
 
 _CHUNK = 32
+# Of CSI that is fed back or estimated, for the card.
+_FEEDBACK_SNR_DB = 10.0
+_ESTIMATE_NMSE_DB = -10.0
 
 
 class LossSection(Section):
@@ -230,11 +234,16 @@ class SemanticTraining(TrainingRun[TrainingConfig, networks.Network]):
         """PSNR and MS-SSIM over SNR, with perfect CSI and with what was fed back, on pictures and drops never seen."""
         settings = self.config.validation
         metrics = []
-        kinds: list[downlink.Csi] = ["perfect", "fed back" if self.config.downlink.fed_back else "estimated"]
+        fed_back = bool(self.config.downlink.fed_back)
+        kinds: list[downlink.Csi] = ["perfect", "fed back" if fed_back else "estimated"]
         for csi in kinds:
             for snr_db in settings.test_snr_db:
                 found = self._quality(network, "test", settings.test_drops, snr_db, csi)
                 conditions = {"snr_db": snr_db, "csi": csi, "drops": settings.test_drops, "split": "test"}
+                if csi == "fed back":
+                    conditions |= {"feedback_symbols": self._longest(), "feedback_snr_db": _FEEDBACK_SNR_DB}
+                elif csi == "estimated":
+                    conditions |= {"estimate_nmse_db": _ESTIMATE_NMSE_DB}
                 for name, values in found.items():
                     unit = "dB" if name.endswith("_db") else ""
                     interval = mean_ci95(values)
@@ -281,7 +290,10 @@ class SemanticTraining(TrainingRun[TrainingConfig, networks.Network]):
         """Of every drop, averaged over users."""
         config = self.config
         n_users = config.downlink.users[0]
-        seed = derived_seed(config.seed, "validation" if split == "valid" else "test", round(100 * (snr_db + 100)))
+        # The same drops at every SNR.
+        seed = derived_seed(config.seed, "validation" if split == "valid" else "test")
+        feedback = (self._longest(), _FEEDBACK_SNR_DB) if csi == "fed back" else None
+        error_db = _ESTIMATE_NMSE_DB if csi == "estimated" else None
         generator = torch.Generator().manual_seed(seed)
         squares = self.pictures.fixed(n * n_users, split, config.side)
         values: dict[str, list[Tensor]] = {"psnr_db": [], "ms_ssim": []}
@@ -289,7 +301,8 @@ class SemanticTraining(TrainingRun[TrainingConfig, networks.Network]):
             for start in range(0, n, _CHUNK):
                 part = squares[start * n_users : (start + _CHUNK) * n_users]
                 sent = as_batch(part, n_users).to(self.device)
-                found = self._channels(lambda: downlink.draw(config.downlink, len(sent), generator, n_users, csi))  # noqa: B023
+                draws = partial(downlink.draw, config.downlink, len(sent), generator, n_users, csi, error_db, feedback)
+                found = self._channels(draws)
                 noise = torch.Generator(self.device).manual_seed(_integer(1 << 62, generator))
                 snr = torch.full((len(sent),), float(snr_db), device=self.device)
                 got, _ = deliver(network, sent, found, snr, noise)
@@ -298,6 +311,9 @@ class SemanticTraining(TrainingRun[TrainingConfig, networks.Network]):
                     ms_ssim(sent.flatten(0, 1), got.flatten(0, 1)).unflatten(0, (-1, n_users)).mean(1).cpu()
                 )
         return {name: torch.cat(parts).double().numpy() for name, parts in values.items()}
+
+    def _longest(self) -> int:
+        return downlink.feedback_lengths(self.config.downlink)[-1]
 
     def _channels(self, draw: Callable[[], Channels]) -> Channels:
         # Drawn on the CPU: the draws of a seed are the same on every device.
