@@ -176,6 +176,10 @@ class _Logs:
             self.channels = stack.enter_context(RowLog(folder.path / CHANNELS, channels_dtype(scenario)))
             self.estimates = stack.enter_context(RowLog(folder.path / ESTIMATES, estimate_dtype(scenario)))
             self._drops = csi_drops(scenario)
+            # The radio's own air draws in the thread of its block, and may not be asked meanwhile.
+            twin = make_radio(scenario)
+            twin.configure(requested_settings(scenario, twin))
+            self._air = getattr(twin, "air", None)
 
     def on_truth(self, fields: dict[str, Any], _: np.ndarray) -> None:
         """A frame was sent, and answered."""
@@ -198,7 +202,7 @@ class _Logs:
 
     def _uplink_snr_db(self, user: int, frame: int, start: int) -> float:
         """SNR of a symbol behind a combining that knows the uplink, by the mean noise of the code's symbols."""
-        air = getattr(self._radio, "air", None)
+        air = self._air
         if air is None:
             return float("nan")
         fmt = self._frame.frame_format
