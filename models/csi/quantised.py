@@ -34,7 +34,6 @@ _LOW, _HIGH = 0.5, 3.0
 
 _ROUNDS = 60
 _CHUNK = 500
-_POOL = 20_000
 _LEAST_KEPT = 0.05
 
 
@@ -70,35 +69,33 @@ class ScalarQuantisers:
 
     Args:
         samples: float64, (sample, value): training draws.
-        alike: Whether the values have one distribution but for their variance, so that one fit serves all.
+
+    Attributes:
+        variances: float64, (value,).
     """
 
-    def __init__(self, samples: Real, alike: bool = False) -> None:
+    def __init__(self, samples: Real) -> None:
         self.n_values = samples.shape[1]
-        self._scale = np.maximum(samples.std(0), 1e-9)
-        scaled = (samples / self._scale).T
-        if alike:
-            # Every so many of all, for draws of one word are as good as those of others.
-            scaled = scaled.reshape(1, -1)[:, :: max(scaled.size // _POOL, 1)]
-        self._samples = scaled
+        self.variances = np.maximum(samples.var(0), 1e-18)
+        self._samples = samples.T
         self._fits: dict[tuple[int, int], tuple[Real, float]] = {}
 
     def levels(self, value: int, n_bits: int) -> Real:
         """Of one value's quantiser; float64, (level,)."""
-        return self._scale[value] * self._fit(value, n_bits)[0]
+        return self._fit(value, n_bits)[0]
 
     def error(self, value: int, n_bits: int) -> float:
         """Mean square error of one value."""
-        return float(self._scale[value] ** 2) * self._fit(value, n_bits)[1]
+        return self._fit(value, n_bits)[1]
 
     def errors(self, bits: NDArray[np.int64]) -> Real:
-        """Share of each value's variance that is lost; float64, (value,)."""
-        return np.array([self._fit(value, int(n))[1] for value, n in enumerate(bits)])
+        """Mean square errors of all values; float64, (value,)."""
+        return np.array([self.error(value, int(n)) for value, n in enumerate(bits)])
 
     def _fit(self, value: int, n_bits: int) -> tuple[Real, float]:
-        key = (value % len(self._samples), n_bits)
+        key = (value, n_bits)
         if key not in self._fits:
-            samples = self._samples[key[0]]
+            samples = self._samples[value]
             levels = lloyd_max(samples, n_bits)
             self._fits[key] = levels, float(np.mean((samples - levels[_nearest(samples, levels)]) ** 2))
         return self._fits[key]
@@ -212,7 +209,7 @@ class NetworkBits:
         self._network, self._quantisers = network, quantisers
         self._bits = quantisers.allocate(n_bits)
         self.n_bits = int(self._bits.sum())
-        kept = 1 - quantisers.errors(self._bits)
+        kept = 1 - quantisers.errors(self._bits) / quantisers.variances
         # A level is the mean of what it stands for: too small by this, where a noisy symbol would be too large.
         self._gain = np.where(self._bits > 0, 1 / np.maximum(kept, _LEAST_KEPT), 0.0)
 
@@ -284,11 +281,11 @@ class NetworkCoder:
         """SNR that quantisers amount to."""
         # What the network is told changes its symbols, but hardly how their power is spread.
         quantisers = self._quantisers(length, _TYPICAL_SNR_DB)
-        lost = float(quantisers.errors(quantisers.allocate(n_bits)).mean())
+        lost = float(quantisers.errors(quantisers.allocate(n_bits)).sum() / quantisers.variances.sum())
         return -10 * math.log10(max(lost, 1e-6) / max(1 - lost, _LEAST_KEPT))
 
     def _fitted(self, length: int, snr_db: float) -> ScalarQuantisers:
-        return ScalarQuantisers(network_values(self._network, self._csi, length, snr_db), alike=True)
+        return ScalarQuantisers(network_values(self._network, self._csi, length, snr_db))
 
 
 class LinearCoder:
