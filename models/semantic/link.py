@@ -107,7 +107,7 @@ def transmit(network: Coder, pictures: Tensor, known: Tensor, nmse_db: Tensor, s
     v = precoding_matrix(network, rows, noise, corrections)
     c = network.config
     streams = to_subcarriers(_complex(symbols), c.group)
-    data = v @ streams.transpose(1, 2)
+    data = (v[..., None] * streams.transpose(1, 2)[:, :, None]).sum(-2)
     if added is not None:
         parts = _complex(added).unflatten(-1, (c.n_antennas, c.uses)).movedim(-2, 1)
         data = data + to_subcarriers(parts, c.group).transpose(1, 2)

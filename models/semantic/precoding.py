@@ -27,10 +27,10 @@ def regularised(rows: Tensor, noise: Tensor) -> Tensor:
         complex64, (batch, subcarrier, antenna, user).
     """
     n_users = rows.shape[-2]
-    gram = rows @ rows.mH
+    gram = _product(rows, rows.mH)
     floor = _floor(gram)
     eye = torch.eye(n_users, device=rows.device)
-    return normalised(rows.mH @ torch.linalg.inv(gram + (n_users * noise[:, None] + floor)[..., None, None] * eye))
+    return normalised(_product(rows.mH, _inverse(gram + (n_users * noise[:, None] + floor)[..., None, None] * eye)))
 
 
 def corrected(rows: Tensor, noise: Tensor, corrections: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ def corrected(rows: Tensor, noise: Tensor, corrections: Tensor) -> Tensor:
     alpha = torch.complex(1 + told[..., 0], told[..., 1])
     rho = torch.nn.functional.softplus(told[..., 2] + _SOFTPLUS_ONE)
     mu = noise[:, None] * torch.nn.functional.softplus(told[..., 3].mean(-1) + _SOFTPLUS_ONE)
-    gram = rows @ rows.mH
+    gram = _product(rows, rows.mH)
     eye = torch.eye(n_users, device=rows.device)
     inner = (n_users * mu + _floor(gram))[..., None, None] * eye + rho[..., None] * gram
-    return normalised(rows.mH @ torch.linalg.inv(inner) * alpha[..., None, :])
+    return normalised(_product(rows.mH, _inverse(inner)) * alpha[..., None, :])
 
 
 def iterative_wmmse(rows: Tensor, noise: Tensor, n_iterations: int = 30) -> Tensor:
@@ -78,12 +78,12 @@ def iterative_wmmse(rows: Tensor, noise: Tensor, n_iterations: int = 30) -> Tens
     """
     sigma = noise[:, None, None].clamp_min(_TINY)
     eye = torch.eye(rows.shape[-2], device=rows.device)
-    gram = rows @ rows.mH
+    gram = _product(rows, rows.mH)
     floor = _floor(gram)
     v = regularised(rows, noise)
     for _ in range(n_iterations):
-        received = rows @ v
-        power = received.abs().square()
+        received = _product(rows, v)
+        power = torch.view_as_real(received).square().sum(-1)
         total = power.sum(-1) + sigma
         own = received.diagonal(dim1=-2, dim2=-1)
         u = own.conj() / total
@@ -92,7 +92,7 @@ def iterative_wmmse(rows: Tensor, noise: Tensor, n_iterations: int = 30) -> Tens
         multiplier = (sigma[..., 0] * rho.sum(-1)).mean(-1, keepdim=True) + floor * rho.mean(-1)
         # H^H (mu I + D H H^H)^-1 diag(u^* w) = (sum_j rho_j h_j h_j^H + mu I)^-1 h_k u_k^* w_k
         inner = multiplier.clamp_min(_TINY**2)[..., None, None] * eye + rho[..., None] * gram
-        v = normalised(rows.mH @ torch.linalg.inv(inner) * (u.conj() * w)[..., None, :])
+        v = normalised(_product(rows.mH, _inverse(inner)) * (u.conj() * w)[..., None, :])
     return v
 
 
@@ -113,9 +113,27 @@ def sinr(rows: Tensor, v: Tensor, noise: Tensor) -> Tensor:
     Returns:
         float32, (batch, subcarrier, user).
     """
-    power = (rows @ v).abs().square()
+    power = torch.view_as_real(_product(rows, v)).square().sum(-1)
     own = power.diagonal(dim1=-2, dim2=-1)
     return own / (power.sum(-1) - own + noise[:, None, None]).clamp_min(_TINY)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product of many small matrices: one by one, libraries take longer to begin than to compute."""
+    return (a[..., None] * b[..., None, :, :]).sum(-2)
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """Inverses of many small matrices; complex64, (..., user, user)."""
+    n_users = matrices.shape[-1]
+    if n_users == 1:
+        return matrices.reciprocal()
+    if n_users > 2:
+        return torch.linalg.inv(matrices)
+    # In double precision, since nearly equal channels leave a small difference for the determinant.
+    a, b, c, d = matrices.to(torch.complex128).flatten(-2).unbind(-1)
+    adjugate = torch.stack([d, -b, -c, a], -1) / (a * d - b * c)[..., None]
+    return adjugate.unflatten(-1, (2, 2)).to(matrices.dtype)
 
 
 def _energy(v: Tensor) -> Tensor:
