@@ -308,6 +308,8 @@ def run_csi_feedback(
         raise ScenarioError("radio.calibration has no use here: pilots tell what the chains do; leave it out")
     # Users and base station run in threads of their own.
     encoder, decoder = make_codec(scenario), make_codec(scenario)
+    # What cannot be drawn is found before a folder is made.
+    csi_drops(scenario)(0)
     radio = make_radio(scenario)
     if not radio.capabilities.emulates_users:
         raise ScenarioError(

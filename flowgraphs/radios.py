@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..blocks.waveforms.downlink import DownlinkPaths
 from ..blocks.waveforms.recorded_channel import RecordedChannel
@@ -39,8 +39,9 @@ def make_link(scenario: Scenario) -> Link:
 def csi_drops(scenario: Scenario) -> FrameDrops:
     """The drop of each frame of a scenario of CSI feedback."""
     # What draws them loads torch, which other links do without.
-    from ..models.csi.channels import ChannelConfig, Clustered
+    from ..models.csi.channels import ChannelConfig, Clustered, Source
     from ..models.csi.frames import FrameDrops
+    from ..models.csi.raytraced import RayTraced, read_paths
 
     wanted, frame = scenario.csi, scenario.csi_frame
     assert wanted is not None
@@ -54,7 +55,10 @@ def csi_drops(scenario: Scenario) -> FrameDrops:
         sites=wanted.sites,
         line_of_sight=wanted.line_of_sight,
     )
-    return FrameDrops(Clustered(config), scenario.seed, wanted.n_users, wanted.spacing_m)
+    source = cast(Source, Clustered(config))
+    if wanted.traced is not None:
+        source = cast(Source, RayTraced(read_paths(wanted.traced), "test", wanted.scenes, config))
+    return FrameDrops(source, scenario.seed, wanted.n_users, wanted.spacing_m)
 
 
 def _downlink(scenario: Scenario) -> DownlinkAir:

@@ -141,6 +141,10 @@ class Csi(CsiSlots):
     spacing_m: tuple[float, float] = Field((0.5, 2.0), description="lowest and highest distance between users")
     sites: tuple[Literal["umi", "indoor"], ...] = Field(("umi",), min_length=1, description="kinds of places")
     line_of_sight: bool | None = Field(None, description="none: by the probability of the standard")
+    traced: Path | None = Field(
+        None, description="file of `semair trace` that channels come from, of its test split; instead of drawn ones"
+    )
+    scenes: tuple[str, ...] = Field((), description="scenes of that file; default: all")
     data_snr_db: float = Field(10.0, ge=-30, le=60, description="of the downlink that the sum rate is that of")
 
     @model_validator(mode="after")
@@ -148,6 +152,8 @@ class Csi(CsiSlots):
         low, high = self.spacing_m
         if not 0 <= low <= high <= 1e4:
             raise ValueError(f"spacing_m={[low, high]}: lowest and highest, within 0 to 10000")
+        if self.scenes and self.traced is None:
+            raise ValueError(f"scenes={list(self.scenes)} are of a file of traced channels; give it with csi.traced")
         return self
 
     @property

@@ -292,6 +292,7 @@ def test_lost_samples_cost_their_frames_alone(live, scenario_of, tmp_path):
         (['csi.model="nowhere"'], ScenarioError, "nowhere"),
         (["csi.feedback_length=9"], ModelError, "at most 8 symbols"),
         (["csi.n_taps=8"], ModelError, "trained for 16 taps"),
+        (['csi.traced="nowhere.safetensors"'], SemairError, "nowhere"),
         (["radio.n_antennas=3"], ModelError, "trained for 16 taps and 2 antennas"),
         (['radio.kind="uhd"', 'radio.address="type=none"'], SemairError, "."),
         (['radio.calibration="x.json"'], ScenarioError, "leave it out"),
@@ -300,6 +301,19 @@ def test_lost_samples_cost_their_frames_alone(live, scenario_of, tmp_path):
 def test_what_does_not_fit_is_explained_before_a_folder_is_made(scenario_of, tmp_path, overrides, error, words):
     with pytest.raises(error, match=words):
         run_csi_feedback(scenario_of(*overrides), tmp_path / "none", n_frames=2)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.slow
+def test_traced_channels_take_the_place_of_drawn_ones(scenario_of, write_paths, tmp_path):
+    traced = f"csi.traced={json.dumps(str(write_paths(tmp_path / 'paths.safetensors')))}"
+    done = run_csi_feedback(scenario_of(traced), tmp_path / "traced", n_frames=4, record=False)
+    assert done.metrics["csi"]["drops"] > 0
+    assert done.metrics["csi"]["estimate_nmse_db"][0] < -15
+    with pytest.raises(ModelError, match="moon"):
+        run_csi_feedback(scenario_of(traced, 'csi.scenes=["moon"]'), tmp_path / "none", n_frames=4)
+    with pytest.raises(ScenarioError, match=r"csi\.traced"):
+        scenario_of('csi.scenes=["moon"]')
     assert not (tmp_path / "none").exists()
 
 
