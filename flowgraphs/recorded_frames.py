@@ -39,10 +39,15 @@ class RecordedRun:
 
         Raises:
             RecordingError: it is none, has no recording, or does not say what was sent.
+            ScenarioError: it is of another link than random access.
         """
         if not folder.path.is_dir():
             raise RecordingError(f"{folder.path} is not a folder; give the folder of a run")
         scenario = folder.scenario()
+        if scenario.kind != "random-access":
+            raise ScenarioError(
+                f"{folder.path} is a run of {scenario.kind}; slots and channels are taken out of runs of random access"
+            )
         recording = Recording.open(folder.recording)
         if recording.n_channels != scenario.radio.n_antennas:
             raise RecordingError(

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..captures.devicetime import DeviceTime
 from ..captures.reader import Recording
-from ..errors import RecordingError
+from ..errors import RecordingError, ScenarioError
 from ..models.statistics import Interval, mean_ci95
 from ..models.uad import detectors as engines
 from ..models.uad.detectors.base import Detector
@@ -123,12 +123,18 @@ def load_run(path: Path) -> Run:
 
     Raises:
         RecordingError: it is none, or a table in it is damaged.
+        ScenarioError: it is of another link than random access.
     """
     folder = RunFolder(path)
     if not path.is_dir():
         raise RecordingError(f"{path} is not a folder; give the folder of a run")
     info = folder.read_json(folder.run_json)
     scenario = folder.scenario()
+    if scenario.kind != "random-access":
+        raise ScenarioError(
+            f"{path}: the report is of runs of random access, this one is of {scenario.kind}; its figures are in "
+            f"{folder.metrics.name}"
+        )
     live: RunFolder | None = folder
     live_info = info
     if "replay" in str(info.get("kind", "")):

@@ -23,6 +23,7 @@ from semair.captures.reader import Recording
 from semair.captures.verify import verify
 from semair.errors import ModelError, RecordingError, ReplayMismatch, ScenarioError, SemairError
 from semair.flowgraphs import links
+from semair.flowgraphs.channel_replay import estimate_run
 from semair.flowgraphs.csi_feedback_run import (
     CHANNELS,
     ESTIMATES,
@@ -33,6 +34,7 @@ from semair.flowgraphs.csi_feedback_run import (
     run_csi_feedback,
 )
 from semair.flowgraphs.csi_metrics import ratio_in_db
+from semair.flowgraphs.report import write_report
 from semair.flowgraphs.run import Progress, run_random_access
 from semair.flowgraphs.runfolder import unpack_users
 from semair.flowgraphs.scenario import Scenario, load_scenario
@@ -335,6 +337,12 @@ def test_replays_refuse_what_a_codec_cannot_take(live):
         replay_run(live.folder.path, options={"a": 1})
     with pytest.raises(ScenarioError, match="--frame"):
         replay_run(live.folder.path, play=PlayOptions(turns=2))
+
+
+def test_what_knows_random_access_alone_says_so(live):
+    for function in (write_report, estimate_run):
+        with pytest.raises(ScenarioError, match="csi-feedback"):
+            function(live.folder.path)
 
 
 def test_links_are_found_by_their_kind(live, tmp_path):
