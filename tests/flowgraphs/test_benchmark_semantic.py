@@ -34,6 +34,7 @@ def weights(tmp_path, monkeypatch):
     semantic._pictures.cache_clear()
 
 
+@pytest.mark.slow
 def test_measurements_yield_the_entries_they_promise(weights):
     promised = [name for name in entry_names("semantic", quick=True) if "hevc" not in name]
     assert "lab/over-adjscc/perfect/10dB/ms-ssim" in promised

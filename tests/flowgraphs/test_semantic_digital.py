@@ -56,6 +56,7 @@ def test_a_picture_comes_back_without_noise_and_is_known_to_be_lost_in_it(pictur
     assert coder.decode((symbols + 3 * noise).astype(np.complex64), np.full(1024, 18.0), (64, 64)) is None
 
 
+@pytest.mark.slow
 def test_the_mode_is_chosen_by_condition_and_on_validation_pictures_alone(monkeypatch):
     monkeypatch.setattr("semair.flowgraphs.semantic_digital.MODES", ((2, 1 / 3), (6, 3 / 4)))
     monkeypatch.setattr("semair.flowgraphs.semantic_digital._VALIDATION_DROPS", 3)

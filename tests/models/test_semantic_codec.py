@@ -57,7 +57,7 @@ def pictures(rows=64, columns=64):
 
 
 @pytest.mark.parametrize("name", ["whole", "no-data", "adjscc"])
-@pytest.mark.parametrize("size", [(64, 64), (128, 64)])
+@pytest.mark.parametrize("size", [(64, 64), pytest.param((128, 64), marks=pytest.mark.slow)])
 def test_engines_send_and_receive_as_the_network_does(folders, csi, name, size):
     codec = PictureCodec(folders[name], (4, 256))
     sent = codec.transmit(pictures(*size), csi, -20.0, 10.0)
@@ -81,6 +81,7 @@ def test_engines_send_and_receive_as_the_network_does(folders, csi, name, size):
         assert found[k].sinr_db == pytest.approx(float(heard.sinr_db[0, k]), abs=1e-2)
 
 
+@pytest.mark.slow
 def test_the_same_input_gives_the_same_bits(folders, csi):
     codec = PictureCodec(folders["whole"])
     one, other = (codec.transmit(pictures(), csi, -40.0, 5.0) for _ in range(2))

@@ -137,6 +137,7 @@ def test_weights_for_another_numerology_are_refused(tmp_path):
         evaluate.contenders([name], DownlinkConfig())
 
 
+@pytest.mark.slow
 def test_latencies_of_every_part_are_measured(tmp_path):
     name = str(stored(tmp_path / "whole", csi_fusion=True, data_branch=True, precoder="learned"))
     for part in ("encoder", "transmitter", "decoder"):

@@ -62,6 +62,7 @@ def test_the_card_says_what_was_trained_on_which_pictures(tmp_path, photographs)
     assert TrainingConfig.model_validate(card.training.config) == config()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_very_weights_of_one_that_was_not(tmp_path, photographs, told_every_step):
     def stop(progress):
         if progress.step == 3:
