@@ -397,7 +397,7 @@ def evaluate_csi(
     """
     from ..flowgraphs import csi_separate
     from ..flowgraphs.csi_figures import FIGURE_NAME, table, write_evaluation
-    from ..models.csi import evaluate
+    from ..models.csi import coded, evaluate
 
     if scene and traced is None:
         raise ScenarioError("--scene goes with --traced, a file of semair trace")
@@ -425,7 +425,7 @@ def evaluate_csi(
             config = evaluate.PRESETS[numerology]
             evaluation = evaluate.Evaluation(contenders, config, settings["drops"], seed, source=source)
             conditions = [condition for one in chosen for condition in one.conditions]
-            settings["schemes"] = csi_separate.choose_schemes(contenders, config, conditions, on_progress)
+            settings["schemes"] = coded.choose_schemes(contenders, config, conditions, on_progress)
         with share_progress("evaluating", quiet=as_json) as on_progress:
             for one in chosen:
                 for condition in one.conditions:

@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ...models.csi.channels import PRESETS
+from ...models.csi.coded import FIXED, SEPARATE, SeparateContender
 from ...models.csi.evaluate import (
     KLT,
     RATIOS,
@@ -23,15 +22,15 @@ from ...models.csi.evaluate import (
     Evaluation,
     Row,
     load_contender,
+    multiply_adds,
     part_latencies,
     shipped,
     traced_test,
 )
-from ...models.csi.networks import Network
 from ...models.csi.separate import best_nmse
 from ...models.statistics import Interval, paired_ratio_ci95
-from ..csi_separate import FIXED, SEPARATE, SeparateContender, linear_contender
 from ..csi_separate import contenders as with_separate
+from ..csi_separate import linear_contender
 from . import _running
 from .entry import Entry, Measurement, OnShare, machine
 
@@ -275,20 +274,6 @@ def computation(numerology: str, tell: OnShare) -> Iterator[Entry]:
         reference = _judged("at most 0.333", Interval(ratio, ratio, ratio)) + ", where NMSE is equal"
         yield Entry(f"{numerology}/computation-over-{name}", ratio, None, "1", reference, settings)
     tell(1.0)
-
-
-def multiply_adds(network: Network, n_users: int = 2) -> int:
-    """Multiply-add operations of matrix products and convolutions to feed back the CSI of some users once."""
-    c = network.config
-    condition = network.conditions(torch.tensor([c.max_length // 2]), torch.tensor([10.0]))
-    features = torch.zeros(1, c.n_taps, 2 * c.n_antennas)
-    code, present = torch.zeros(1, n_users, 2 * c.max_length), torch.ones(1, n_users)
-    with torch.no_grad(), FlopCounterMode(display=False) as encoder:
-        network.encoder(features, condition)
-    with torch.no_grad(), FlopCounterMode(display=False) as decoder:
-        network.decoder(code, condition[None].repeat(1, n_users, 1), present)
-    # A multiply-add is two operations.
-    return (n_users * encoder.get_total_flops() + decoder.get_total_flops()) // 2
 
 
 def latency(numerology: str, n_runs: int, tell: OnShare) -> Iterator[Entry]:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from ...errors import ModelError, ScenarioError
 from ..cards import CARD_FILE, Card
@@ -259,6 +260,20 @@ def part_latencies(
     conditions = np.repeat(condition[None], n_users, axis=1)
     inputs = (code, conditions, np.ones((1, n_users), np.float32))
     return latencies(network.decoder, inputs, n_runs, [engine])[engine]
+
+
+def multiply_adds(network: networks.Network, n_users: int = 2) -> int:
+    """Multiply-add operations of matrix products and convolutions to feed back the CSI of some users once."""
+    c = network.config
+    condition = network.conditions(torch.tensor([c.max_length // 2]), torch.tensor([10.0]))
+    features = torch.zeros(1, c.n_taps, 2 * c.n_antennas)
+    code, present = torch.zeros(1, n_users, 2 * c.max_length), torch.ones(1, n_users)
+    with torch.no_grad(), FlopCounterMode(display=False) as encoder:
+        network.encoder(features, condition)
+    with torch.no_grad(), FlopCounterMode(display=False) as decoder:
+        network.decoder(code, condition[None].repeat(1, n_users, 1), present)
+    # A multiply-add is two operations.
+    return (n_users * encoder.get_total_flops() + decoder.get_total_flops()) // 2
 
 
 def contenders(numerology: str, names: Sequence[str] | None = None) -> list[Contender]:

@@ -23,7 +23,7 @@ from semair.flowgraphs.csi_figures import (
     write_evaluation,
 )
 from semair.models.cards import Card, NetworkSection, TrainingSection, save_model
-from semair.models.csi import evaluate, networks
+from semair.models.csi import coded, evaluate, networks
 from semair.models.csi.train import build_network, load_config
 from semair.models.statistics import Interval
 
@@ -51,7 +51,7 @@ def weights(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "WEIGHTS", tmp_path)
     monkeypatch.setattr(evaluate, "_KLT_DROPS", 250)
     for name, value in {"_MESSAGES": 30, "_TRAIN_DROPS": 200, "_VALID_DROPS": 50, "RATES": (1 / 3, 2 / 3)}.items():
-        monkeypatch.setattr(csi_separate, name, value)
+        monkeypatch.setattr(coded, name, value)
     kept = (csi_separate.linear_contender, csi_separate.separate_coding)
     for one in kept:
         one.cache_clear()
@@ -122,7 +122,7 @@ def test_multiply_adds_are_those_of_layers_written_out():
             self.decoder = lambda code, condition, present: self.outer(code)
 
     # Two encoders and a decoder that takes both users.
-    assert csi.multiply_adds(Small()) == 2 * 16 * 6 + 2 * 6 * 16
+    assert evaluate.multiply_adds(Small()) == 2 * 16 * 6 + 2 * 6 * 16
 
 
 def test_a_site_kept_out_is_judged_on_its_own_test_drops(weights, tmp_path, write_paths, monkeypatch):

@@ -8,11 +8,12 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
 
+from semair.blocks.channel_coding import CodedModulation
 from semair.errors import ScenarioError
 from semair.flowgraphs import csi_separate
-from semair.flowgraphs.csi_separate import DESIGN_SNR_DB, FIXED, SEPARATE, SeparateCoding, SeparateContender
-from semair.models.csi import evaluate
+from semair.models.csi import coded, evaluate
 from semair.models.csi.channels import PRESETS
+from semair.models.csi.coded import DESIGN_SNR_DB, FIXED, SEPARATE, SeparateCoding, SeparateContender
 from semair.models.csi.evaluate import Condition, Evaluation, LinearContender
 from semair.models.csi.separate import best_nmse
 
@@ -24,9 +25,9 @@ MESSAGES = 100
 def coding():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "_KLT_DROPS", 1000)
-        patch.setattr(csi_separate, "_MESSAGES", MESSAGES)
+        patch.setattr(coded, "_MESSAGES", MESSAGES)
         linear = LinearContender(PRESETS["lab"])
-        yield SeparateCoding(PRESETS["lab"], linear), linear
+        yield SeparateCoding(PRESETS["lab"], CodedModulation, linear), linear
 
 
 def evaluated(contender, snr_db):
@@ -78,7 +79,7 @@ def test_contenders_are_found_by_name(coding, tmp_path, monkeypatch):
 
 def test_schemes_are_chosen_before_they_are_needed(coding):
     told = []
-    chosen = csi_separate.choose_schemes(
+    chosen = coded.choose_schemes(
         [SeparateContender(coding[0]), SeparateContender(coding[0], DESIGN_SNR_DB)],
         PRESETS["lab"],
         [Condition(ratio=8, snr_db=0.0), Condition(ratio=8), Condition(ratio=8, neighbour="missing")],
