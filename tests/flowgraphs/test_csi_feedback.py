@@ -268,6 +268,26 @@ def test_noise_below_the_beacon_leaves_users_out_and_nothing_hangs(scenario_of, 
     assert done.metrics["flagged"]["silent"] == np.count_nonzero(~decided)
 
 
+@pytest.mark.slow
+def test_samples_that_are_no_numbers_are_named(scenario_of, tmp_path):
+    run_csi_feedback(scenario_of("level=perfect"), tmp_path / "run", n_frames=4)
+    data = tmp_path / "run" / "bs-rx.sigmf-data"
+    values = np.fromfile(data, "<c8")
+    values[len(values) // 4] = np.nan
+    values.tofile(data)
+    with pytest.raises(SemairError, match=r"no numbers|not finite|NaN"):
+        replay_run(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_converter_at_its_end_is_told(scenario_of, tmp_path):
+    done = run_csi_feedback(
+        scenario_of("impairments.full_scale_backoff_db=0"), tmp_path / "loud", n_frames=6, record=False
+    )
+    assert done.metrics["flagged"]["saturated"] > 0
+    assert sum(done.metrics["counts"]["clipped_samples"]) > 0
+
+
 def test_progress_tells_how_good_it_is(scenario_of, tmp_path):
     seen: list[Progress] = []
     run_csi_feedback(scenario_of(), tmp_path / "p", n_frames=3, record=False, on_progress=seen.append)
