@@ -138,11 +138,11 @@ def rate_figure(sweeps: Mapping[str, Rows], numerology: str = "") -> Figure:
         styles, handles = _styles(sweeps, numerology), dict[str, Any]()
         for axes, (sweep, rows) in zip(panels[0], there.items(), strict=True):
             _draw(axes, sweep, rows, styles, handles, lambda row: row["sum_rate"])
-            handles["perfect CSI"] = axes.axhline(1.0, color=SOFT, linewidth=1.2)
+            perfect = axes.axhline(1.0, color=SOFT, linewidth=1.2)
             axes.set_ylim(bottom=0, top=1.05)
             axes.set_xlabel(_AXES[sweep][1])
         panels[0][0].set_ylabel("sum rate over that with perfect CSI")
-        _legend(figure, handles, numerology)
+        _legend(figure, {**handles, "perfect CSI": perfect}, numerology)
         return figure
 
 
@@ -215,7 +215,7 @@ def _draw(
             continue
         x = [points.index(_label(sweep, row)) for row in mine]
         value, low, high = np.array([value_of(row) for row in mine]).T
-        handles[name] = axes.errorbar(
+        drawn = axes.errorbar(
             x,
             value,
             yerr=[np.maximum(value - low, 0), np.maximum(high - value, 0)],
@@ -224,6 +224,8 @@ def _draw(
             elinewidth=1,
             **(style if len(points) > 2 or sweep == "ratio" else {**style, "linestyle": "none"}),
         )
+        # The first panel has lines.
+        handles.setdefault(name, drawn)
     axes.set_xticks(range(len(points)))
     axes.set_xticklabels(points)
     axes.margins(x=0.06 if len(points) > 2 else 0.5)
