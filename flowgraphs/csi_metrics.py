@@ -34,13 +34,13 @@ def csi_metrics(
         scenario: of the run.
         counts: what the blocks counted.
         truth_folder: holds what was sent; None: the same folder.
-        coder: feeds the very same channels back at symbol level, for comparison; None: no comparison.
+        coder: feeds the very same channels back at symbol level, for comparison; None: no comparison. Their first path
+            lies where training puts it, a user puts the first strong one there: where that suits the code better, the
+            radio chain costs less than nothing.
 
     Returns:
         Plain values.
     """
-    from ..models.csi import judge
-
     source = truth_folder or folder
     decisions = folder.rows(folder.decisions)
     metrics: dict[str, Any] = {
@@ -72,7 +72,6 @@ def csi_metrics(
     if len(estimates):
         metrics["latency_ms"]["estimate"] = _percentiles(estimates["estimate_s"] * 1e3)
         metrics["latency_ms"]["encode"] = _percentiles(estimates["encode_s"] * 1e3)
-    channels = source.rows(source.path / "channels.npy")
     wanted = scenario.csi
     assert wanted is not None
     n_users = wanted.n_users
@@ -83,35 +82,11 @@ def csi_metrics(
         "silent": int(np.count_nonzero(~known)),
         "false": int(np.count_nonzero(~known & decoded)),
     }
-    whole = np.flatnonzero((known & decoded).all(axis=1))
-    if not len(whole):
+    mean = judge_frames(source, rows[(known & decoded).all(axis=1)], scenario, coder)
+    if not mean:
         return metrics
-    index = {int(frame): k for k, frame in enumerate(channels["frame"])}
-    told = {(int(row["frame"]), int(row["user"])): k for k, row in enumerate(estimates)}
-    tally: dict[str, list[Any]] = {
-        name: []
-        for name in ("nmse", "full", "of_estimate", "estimate", "symbol", "cosine", "rate", "true_snr", "told_snr")
-    }
-    for k in whole:
-        frame = int(rows["frame"][k])
-        channel = channels[index[frame]]
-        known_csi = [estimates[told[frame, user]] for user in range(n_users)]
-        judged = [judge_user(channel["h"][u], known_csi[u]["csi"], rows["csi"][k][u], wanted) for u in range(n_users)]
-        for name in ("nmse", "full", "of_estimate", "estimate", "cosine"):
-            tally[name].append([one[name] for one in judged])
-        recovered = np.stack([from_delay_angle(one, wanted.n_subcarriers) for one in rows["csi"][k]])
-        if n_users > 1:
-            tally["rate"].append(judge.sum_rate_share(channel["h"], recovered, wanted.data_snr_db))
-        tally["true_snr"].append(channel["uplink_snr_db"])
-        tally["told_snr"].append(rows["word_snr_db"][k])
-        if coder is not None:
-            csi = np.stack([to_delay_angle(h, wanted.n_taps).astype(np.complex64) for h in channel["h"]])
-            rng = np.random.default_rng([scenario.seed, _SYMBOL_NOISE, frame])
-            snr = channel["uplink_snr_db"]
-            tally["symbol"].append(judge.at_symbol_level(coder, csi, wanted.feedback_length, wanted.snr_db, snr, rng))
-    mean = {name: np.array(values, float) for name, values in tally.items() if values}
     result: dict[str, Any] = {
-        "drops": len(whole),
+        "drops": len(mean["frame"]),
         "announced_snr_db": wanted.snr_db,
         "nmse_db": in_db(mean["nmse"].mean(axis=1)),
         "nmse_db_by_user": [in_db(mean["nmse"][:, user]) for user in range(n_users)],
@@ -134,6 +109,58 @@ def csi_metrics(
         for name, value in result.items()
     }
     return metrics
+
+
+def judge_frames(
+    source: RunFolder, rows: np.ndarray, scenario: Scenario, coder: Coder | None = None
+) -> dict[str, np.ndarray]:
+    """Errors of recovered CSI, frame by frame.
+
+    Args:
+        source: holds true channels and what users estimated.
+        rows: decisions, (frame,), in which every user was decoded.
+        scenario: of the run.
+        coder: feeds the very same channels back at symbol level, for comparison; None: no comparison. Their first path
+            lies where training puts it, a user puts the first strong one there: where that suits the code better, the
+            radio chain costs less than nothing.
+
+    Returns:
+        Empty where there is no row, else by name: frame, int, (frame,); per user, float64 (frame, user), the errors
+        nmse, full, of_estimate, estimate of `judge_user`, its cosine, true_snr and told_snr in dB, and with a coder
+        symbol, the error at symbol level; rate, float64 (frame,), share of the sum rate of perfect CSI, for two users
+        or more.
+    """
+    from ..models.csi import judge
+
+    wanted = scenario.csi
+    assert wanted is not None
+    n_users = wanted.n_users
+    channels, estimates = source.rows(source.path / "channels.npy"), source.rows(source.path / "estimates.npy")
+    index = {int(frame): k for k, frame in enumerate(channels["frame"])}
+    told = {(int(row["frame"]), int(row["user"])): k for k, row in enumerate(estimates)}
+    tally: dict[str, list[Any]] = {
+        name: []
+        for name in ("nmse", "full", "of_estimate", "estimate", "symbol", "cosine", "rate", "true_snr", "told_snr")
+    }
+    for row in rows:
+        frame = int(row["frame"])
+        channel = channels[index[frame]]
+        known_csi = [estimates[told[frame, user]] for user in range(n_users)]
+        judged = [judge_user(channel["h"][u], known_csi[u]["csi"], row["csi"][u], wanted) for u in range(n_users)]
+        for name in ("nmse", "full", "of_estimate", "estimate", "cosine"):
+            tally[name].append([one[name] for one in judged])
+        recovered = np.stack([from_delay_angle(one, wanted.n_subcarriers) for one in row["csi"]])
+        if n_users > 1:
+            tally["rate"].append(judge.sum_rate_share(channel["h"], recovered, wanted.data_snr_db))
+        tally["true_snr"].append(channel["uplink_snr_db"])
+        tally["told_snr"].append(row["word_snr_db"])
+        if coder is not None:
+            csi = np.stack([to_delay_angle(h, wanted.n_taps).astype(np.complex64) for h in channel["h"]])
+            rng = np.random.default_rng([scenario.seed, _SYMBOL_NOISE, frame])
+            snr = channel["uplink_snr_db"]
+            tally["symbol"].append(judge.at_symbol_level(coder, csi, wanted.feedback_length, wanted.snr_db, snr, rng))
+    found = {name: np.array(values, float) for name, values in tally.items() if values}
+    return {"frame": np.array(rows["frame"], int), **found} if found else {}
 
 
 def judge_user(h: np.ndarray, estimate: np.ndarray, recovered: np.ndarray, wanted: Any) -> dict[str, float]:
