@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,17 @@ def test_gnu_radio_is_asked_for_in_one_place():
         if dotted(file) != ("blocks", "runtime"):
             for path in imports(file, top_level_only=True):
                 assert path[:2] != ("gnuradio", "gr"), f"{file}: take gr from blocks/runtime.py"
+
+
+def test_every_package_is_installed():
+    """A package that the list lacks is missing only for those who do not install in place."""
+    settings = tomllib.loads((HOUSE / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {
+        ".".join(["semair", *file.parent.relative_to(HOUSE).parts])
+        for room in (*ROOMS, "cli")
+        for file in (HOUSE / room).rglob("__init__.py")
+    }
+    assert set(settings["packages"]) == {"semair", *found}
 
 
 def test_root_holds_the_version_alone():
