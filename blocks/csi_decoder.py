@@ -18,7 +18,9 @@ _LEFT_OUT = int(PartFlag.SILENT | PartFlag.NOT_FINITE)
 class Decoder(Protocol):
     """Recovers CSI; `models.csi.codec.Codec` is one."""
 
-    def decode(self, received: np.ndarray, snr_db: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    def decode(
+        self, received: np.ndarray, snr_db: np.ndarray | float, announced_db: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """complex64, (user, symbol), into complex64, (user, tap, beam), and bool, (user,): who was decoded."""
 
 
@@ -35,10 +37,17 @@ class CsiDecoder(Failsafe, gr.sync_block):
     Args:
         frame: slots and antennas.
         decoder: of all users' codes.
+        announced_db: SNR that users are told when they encode.
         snr_db: least and largest SNR that the decoder is told; what is received is taken for no better or worse.
     """
 
-    def __init__(self, frame: CsiFrame, decoder: Decoder, snr_db: tuple[float, float] = (-10.0, 20.0)) -> None:
+    def __init__(
+        self,
+        frame: CsiFrame,
+        decoder: Decoder,
+        announced_db: float,
+        snr_db: tuple[float, float] = (-10.0, 20.0),
+    ) -> None:
         slots = frame.slots
         gr.sync_block.__init__(
             self,
@@ -48,7 +57,7 @@ class CsiDecoder(Failsafe, gr.sync_block):
         )
         self.frame = frame
         self.decoder = decoder
-        self.snr_db = snr_db
+        self.announced_db, self.snr_db = announced_db, snr_db
         self.decided = 0
         self.message_port_register_out(pmt.intern("decisions"))
 
@@ -59,7 +68,7 @@ class CsiDecoder(Failsafe, gr.sync_block):
         for user in range(slots.n_users):
             words[user] = 1
             for _ in range(3):
-                self.decoder.decode(words, 10.0)
+                self.decoder.decode(words, 10.0, self.announced_db)
 
     @guarded
     def work(self, input_items: list[np.ndarray], output_items: list[np.ndarray]) -> int:
@@ -78,7 +87,7 @@ class CsiDecoder(Failsafe, gr.sync_block):
             words[~heard] = 0
             snr_db = np.where(heard, field(tagged[k], "word_snr_db"), 0.0).clip(*self.snr_db)
             begin = time.perf_counter()
-            csi, decoded = self.decoder.decode(words, snr_db)
+            csi, decoded = self.decoder.decode(words, snr_db, self.announced_db)
             fields = {
                 "users": [int(user) for user in np.flatnonzero(decoded)],
                 "decode_s": time.perf_counter() - begin,

@@ -26,6 +26,11 @@ _WAITING_FRAMES = 4
 _WAITING_SAMPLES = 1 << 18
 
 
+def waiting_samples(scenario: Scenario) -> int:
+    """Samples that the transmitter's outputs hold while the emulated receiver waits for the users' answers."""
+    return _WAITING_FRAMES * scenario.frame.frame_samples + _WAITING_SAMPLES
+
+
 class Codec(Encoder, Decoder, Protocol):
     """Both ends of a code."""
 
@@ -91,7 +96,8 @@ class CsiFeedback(gr.top_block):
         # Recordings of converters hold whole numbers of their steps.
         full_scale = 1.0 if self.radio.capabilities.datatype == "ci16_le" else None
         self.feedback_receiver = FeedbackReceiver(scenario.csi_frame, full_scale)
-        self.decoder = CsiDecoder(scenario.csi_frame, decoder)
+        assert scenario.csi is not None
+        self.decoder = CsiDecoder(scenario.csi_frame, decoder, scenario.csi.snr_db)
         self.nodes += [self.synchroniser, self.feedback_receiver, self.decoder]
         for port in range(n_antennas):
             self.connect((self.source, port), (self.synchroniser, port))
@@ -105,7 +111,7 @@ class CsiFeedback(gr.top_block):
         self.transmitter = SoundingTransmitter(frame, n_frames, tail_samples=tail_samples)
         # GNU Radio writes a line about the buffer to standard output, where commands write JSON.
         self.transmitter.set_log_level("warn")
-        self.transmitter.set_min_output_buffer(0, _WAITING_FRAMES * scenario.frame.frame_samples + _WAITING_SAMPLES)
+        self.transmitter.set_min_output_buffer(0, waiting_samples(scenario))
         self.downlink = self.radio.downlink()
         # What the base station hears of itself has the scale of what it hears of the users.
         self.scale = blocks.multiply_const_cc(scenario.beacon_amplitude)

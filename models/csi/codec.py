@@ -101,7 +101,9 @@ class Codec:
         word = code[:length] + 1j * code[self.max_length : self.max_length + length]
         return (word / np.sqrt(max(float(np.mean(np.abs(word) ** 2)), _TINY))).astype(np.complex64)
 
-    def decode(self, received: Complex, snr_db: NDArray[np.floating] | float) -> tuple[Complex, NDArray[np.bool_]]:
+    def decode(
+        self, received: Complex, snr_db: NDArray[np.floating] | float, announced_db: float | None = None
+    ) -> tuple[Complex, NDArray[np.bool_]]:
         """Recover the CSI of neighbouring users together.
 
         A user whose symbols are all zero, not all finite, or far louder than its SNR allows, is left out: nothing is
@@ -110,6 +112,7 @@ class Codec:
         Args:
             received: complex64, (user, symbol): scaled so that a symbol was sent with unit mean power.
             snr_db: of a received symbol; one for all, or (user,).
+            announced_db: what users were told when they encoded; None: `snr_db`.
 
         Returns:
             CSI of about unit mean power, complex64 (user, tap, beam), zero for users left out; and bool, (user,): who
@@ -130,7 +133,7 @@ class Codec:
         there = finite.all(1) & np.where(finite, values, 0).any(1)
         for user in np.flatnonzero(there):
             self._check(length, float(snr[user]))
-        self._check(length, 0.0)
+        self._check(length, 0.0 if announced_db is None else announced_db)
         with np.errstate(over="ignore"):
             power = np.mean(np.abs(values[there].astype(np.complex128)) ** 2, axis=1)
         there[there] = power <= _LOUDEST * (1 + 10 ** (-np.clip(snr[there], -20, 40) / 10))
@@ -141,7 +144,7 @@ class Codec:
         code = np.zeros((1, heard.size, 2 * self.max_length), np.float32)
         code[0, :, :length] = values[heard].real
         code[0, :, self.max_length : self.max_length + length] = values[heard].imag
-        conditions = np.stack([self._condition(length, float(snr[user])) for user in heard])[None]
+        conditions = np.stack([self._condition(length, float(snr[user]), announced_db) for user in heard])[None]
         inputs = (code, conditions, np.ones((1, heard.size), np.float32))
         # One engine for each number of users: fixed sizes leave more to optimise.
         if heard.size not in self._engines:
@@ -156,6 +159,8 @@ class Codec:
         if not np.isfinite(snr_db):
             raise ValueError(f"snr_db={snr_db}: must be finite")
 
-    def _condition(self, length: int, snr_db: float) -> NDArray[np.float32]:
+    def _condition(self, length: int, snr_db: float, announced_db: float | None = None) -> NDArray[np.float32]:
+        told = torch.tensor(snr_db if announced_db is None else announced_db, dtype=torch.float32)
         with torch.inference_mode():
-            return self._network.conditions(torch.tensor(length), torch.tensor(snr_db, dtype=torch.float32)).numpy()
+            conditions = self._network.conditions(torch.tensor(length), torch.tensor(snr_db, dtype=torch.float32), told)
+        return conditions.numpy()

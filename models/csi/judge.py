@@ -19,7 +19,9 @@ class Coder(Protocol):
     def encode(self, csi: Complex, length: int, snr_db: float) -> Complex:
         """See `codec.Codec.encode`."""
 
-    def decode(self, received: Complex, snr_db: NDArray[np.floating] | float) -> tuple[Complex, NDArray[np.bool_]]:
+    def decode(
+        self, received: Complex, snr_db: NDArray[np.floating] | float, announced_db: float | None = None
+    ) -> tuple[Complex, NDArray[np.bool_]]:
         """See `codec.Codec.decode`."""
 
 
@@ -83,5 +85,5 @@ def at_symbol_level(
     words = np.stack([coder.encode(one, length, announced_snr_db) for one in csi])
     noise = rng.standard_normal((*words.shape, 2)) @ np.array([1, 1j])
     received = words + noise * np.sqrt(0.5 * 10 ** (-np.asarray(snr_db)[:, None] / 10))
-    recovered, _ = coder.decode(received.astype(np.complex64), np.clip(snr_db, -10.0, 20.0))
+    recovered, _ = coder.decode(received.astype(np.complex64), np.clip(snr_db, -10.0, 20.0), announced_snr_db)
     return np.array([scaled_nmse(one, got) for one, got in zip(csi, recovered, strict=True)])

@@ -59,7 +59,9 @@ class FirstTaps:
         word = csi.reshape(-1)[8 : 8 + length]
         return (word / np.sqrt(np.mean(np.abs(word) ** 2))).astype(np.complex64)
 
-    def decode(self, received: np.ndarray, snr_db: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    def decode(
+        self, received: np.ndarray, snr_db: np.ndarray | float, announced_db: float | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         csi = np.zeros((len(received), 8 * N_ANTENNAS), np.complex64)
         csi[:, 8 : 8 + received.shape[1]] = received
         return csi.reshape(len(received), 8, N_ANTENNAS), received.any(axis=1)
@@ -333,7 +335,7 @@ class Decoding(gr.top_block):
     def __init__(self, vectors: np.ndarray, tags) -> None:
         gr.top_block.__init__(self, "test")
         self.source = blocks.vector_source_c(vectors.reshape(-1).tolist(), False, vectors.shape[1], list(tags))
-        self.decoder = CsiDecoder(FRAME, FirstTaps())
+        self.decoder = CsiDecoder(FRAME, FirstTaps(), 10.0)
         self.connect(self.source, self.decoder)
         self.out = Collected(self, self.decoder, "decisions")
 
@@ -391,7 +393,7 @@ class Link(gr.top_block):
         self.emulator = ChannelEmulator(self.air, FMT, 1e9)
         self.synchroniser = FrameSynchroniser(FMT, N_ANTENNAS, 2e3, chunk_samples=4096)
         self.receiver = FeedbackReceiver(FRAME)
-        self.decoder = CsiDecoder(FRAME, FirstTaps())
+        self.decoder = CsiDecoder(FRAME, FirstTaps(), 10.0)
         self.nodes = [self.transmitter, self.downlink, self.users, self.emulator, self.synchroniser, self.receiver]
         self.nodes.append(self.decoder)
         for port in range(N_ANTENNAS):

@@ -21,14 +21,14 @@ CONFIG = {"n_taps": TAPS, "n_antennas": BEAMS, "max_length": LENGTH, "width": 16
 def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("codec") / "mine"
     torch.manual_seed(1)
-    network = networks.build("gated", CONFIG)
+    network = networks.build("aligned", CONFIG)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     card = Card(
         name="mine",
         task="csi",
-        network=NetworkSection(kind="gated", config=CONFIG, n_parameters=1),
+        network=NetworkSection(kind="aligned", config=CONFIG, n_parameters=1),
         scenario={"lengths": [2, 6]},
         training=TrainingSection(command="", steps=0, samples=0, time_s=0),
     )

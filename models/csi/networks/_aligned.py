@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .base import SNR_SCALE_DB, NetworkConfig
+from .base import SNR_SCALE_DB, STEEPNESS, NetworkConfig, announced_snr_db
 
 MODES: tuple[tuple[int, float], ...] = (
     (0, 1.0),
@@ -106,8 +106,9 @@ class AlignedCode(nn.Module):
 
     def mode(self, condition: Tensor) -> Tensor:
         """Planned mode; int64, (...) from conditions (..., number)."""
-        snr_db = condition[..., 0] * SNR_SCALE_DB
-        at_snr = torch.round((snr_db - _SNRS_DB[0]) / (_SNRS_DB[1] - _SNRS_DB[0])).long().clamp(0, len(_SNRS_DB) - 1)
+        steps = (announced_snr_db(condition)[..., 0] - _SNRS_DB[0]) / (_SNRS_DB[1] - _SNRS_DB[0])
+        # A hair more, since both ends must agree for the round values that are half way.
+        at_snr = torch.round(steps + 1e-2).long().clamp(0, len(_SNRS_DB) - 1)
         # A hair more, lest a logarithm that should be whole is rounded down.
         at_length = torch.floor(torch.log2(condition[..., 3] * self.n) + 1e-3).long()
         return self.plan[at_length.clamp(0, len(self.plan_lengths) - 1), at_snr]
@@ -122,12 +123,12 @@ class AlignedCode(nn.Module):
         real, imag = self.turns[:, angle].unbind(0)
         return _times(features, real.mT, -imag.mT)
 
-    def powers(self, frame: Frame, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Powers and standard deviations of the components, and noise power; (batch, component) twice, (batch, 1).
+    def powers(self, frame: Frame, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Powers and standard deviations of the components, (batch, component) each, for the SNR that was announced.
 
         See `KltCode.powers`; too weak components are left out step by step.
         """
-        noise = torch.pow(10.0, -condition[:, :1] * (SNR_SCALE_DB / 10))
+        noise = torch.pow(10.0, -announced_snr_db(condition) / 10)
         length = condition[:, 3:4] * self.n
         root = self.roots[frame.shape]
         count = length - self.mode_symbols[frame.mode][:, None]
@@ -138,7 +139,7 @@ class AlignedCode(nn.Module):
             total = (root * used).sum(-1, keepdim=True).clamp(min=_FLOOR)
             power = ((budget + used.sum(-1, keepdim=True) * noise) / total * root - noise) * used
             used = used * (power > 0).to(root.dtype)
-        return power.clamp(min=0.0), root, noise
+        return power.clamp(min=0.0), root
 
     # -- the user
 
@@ -151,7 +152,7 @@ class AlignedCode(nn.Module):
     def components(self, turned: Tensor, shape: Tensor) -> Tensor:
         """Turned CSI in its linear code, before powers; (batch, 2, component) from (batch, tap, 2 beams)."""
         x, y = (part.flatten(1)[:, None] for part in turned.chunk(2, -1))
-        a, b = self.basis[shape].to(x.dtype).unbind(1)
+        a, b = self._bases(shape)
         # Times the conjugate basis.
         return torch.cat([x @ a + y @ b, y @ a - x @ b], 1)
 
@@ -166,7 +167,7 @@ class AlignedCode(nn.Module):
         Returns:
             (batch, 2 symbol).
         """
-        power, root, _ = self.powers(frame, condition)
+        power, root = self.powers(frame, condition)
         return self._arrange(parts * (torch.sqrt(power + _FLOOR) / root)[:, None], frame, condition)
 
     def encode(self, turned: Tensor, correction: Tensor, frame: Frame, condition: Tensor) -> Tensor:
@@ -181,7 +182,7 @@ class AlignedCode(nn.Module):
         Returns:
             (batch, 2 symbol).
         """
-        power, root, _ = self.powers(frame, condition)
+        power, root = self.powers(frame, condition)
         parts = self.components(turned, frame.shape) * (torch.sqrt(power + _FLOOR) / root)[:, None]
         return self._arrange(parts + correction.unflatten(1, (2, -1)), frame, condition)
 
@@ -241,7 +242,7 @@ class AlignedCode(nn.Module):
         """
         parts, symbols = self.unpack(code, frame, condition)
         x, y = parts.unbind(1)
-        a, b = self.basis[frame.shape].to(x.dtype).unbind(1)
+        a, b = self._bases(frame.shape)
         real = (a @ x[..., None] - b @ y[..., None])[..., 0]
         imag = (b @ x[..., None] + a @ y[..., None])[..., 0]
         return torch.cat([part.reshape(-1, *self.shape) for part in (real, imag)], 2), symbols
@@ -254,12 +255,18 @@ class AlignedCode(nn.Module):
             frame: as found.
             condition: (batch, number).
         """
-        power, root, noise = self.powers(frame, condition)
+        power, root = self.powers(frame, condition)
+        noise = torch.pow(10.0, -condition[:, :1] * (SNR_SCALE_DB / 10))
         gain = root * torch.sqrt(power + _FLOOR) / (power + noise) * frame.facts[:, -1:]
         place = torch.arange(self.n, device=code.device)[None] + self.mode_symbols[frame.mode][:, None]
         symbols = nn.functional.pad(code.unflatten(1, (2, -1)), (0, _N_FRAME))
         symbols = symbols.gather(2, place[:, None].expand(-1, 2, -1))
         return symbols * gain[:, None], symbols.flatten(1)
+
+    def _bases(self, shape: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and imaginary parts of the linear codes of some channels; (batch, size, component) each."""
+        # All are converted before some are picked: an inference engine does the former once.
+        return self.basis[:, 0].float()[shape], self.basis[:, 1].float()[shape]
 
     def _frame(self, mode: Tensor, angle: Tensor, shape: Tensor, chance: Tensor) -> Frame:
         turned = (mode > 0).long()
@@ -387,6 +394,11 @@ class AlignedCode(nn.Module):
         like = (1 - by_shape / 2)[:, None, :, None] * (1 - apart / 2)[None, :, None, :]
         return (2 - 2 * like).reshape(self.n_shapes * self.n_angles, -1)
 
+    def _condition(self, length: int, snr_db: float) -> Tensor:
+        """What the code looks at among the conditions; (number,)."""
+        told = torch.sigmoid(torch.tensor(STEEPNESS * snr_db / SNR_SCALE_DB))
+        return torch.tensor([snr_db / SNR_SCALE_DB, float(told), 0.0, length / self.n])
+
     def _synthesise(self, shape: int, parts: Tensor) -> Tensor:
         """Turned CSI from components of one kind; (batch, tap, 2 beams) from (batch, 2, component)."""
         a, b = self.basis[shape].to(parts.dtype)
@@ -409,7 +421,7 @@ class AlignedCode(nn.Module):
         for row, length in enumerate(self.plan_lengths):
             mask = (torch.arange(self.n) < length).float().repeat(2)
             for column, snr_db in enumerate(_SNRS_DB):
-                condition = torch.tensor([snr_db / SNR_SCALE_DB, 0.0, 0.0, length / self.n]).repeat(len(features), 1)
+                condition = self._condition(length, snr_db).repeat(len(features), 1)
                 deviation = math.sqrt(0.5 * 10 ** (-snr_db / 10))
                 errors = []
                 for mode, (symbols, power) in enumerate(MODES):

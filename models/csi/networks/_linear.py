@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..klt import KltCode
-from .base import SNR_SCALE_DB, Network, NetworkConfig
+from .base import SNR_SCALE_DB, Network, NetworkConfig, announced_snr_db
 
 _FLOOR = 1e-6
 
@@ -63,12 +63,12 @@ class LinearCode(nn.Module):
         real, imag = (self.basis / math.sqrt(self.size)).unbind(0)
         return real, imag
 
-    def powers(self, condition: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Powers and standard deviations of the components, and noise power; (..., component), (component,), (..., 1).
+    def powers(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Powers for the SNR that was announced, and standard deviations, of the components; (..., component) each.
 
         See `KltCode.powers`; too weak components are left out step by step.
         """
-        noise = torch.pow(10.0, -condition[..., :1] * (SNR_SCALE_DB / 10))
+        noise = torch.pow(10.0, -announced_snr_db(condition) / 10)
         length = condition[..., 3:4] * self.n
         root = torch.exp(0.5 * self.log_variances)
         used = (torch.arange(self.n, device=root.device) < length - 0.5).to(root.dtype)
@@ -79,20 +79,21 @@ class LinearCode(nn.Module):
             )
             power = (scale * root - noise) * used
             used = used * (power > 0).to(root.dtype)
-        return power.clamp(min=0.0), root, noise
+        return power.clamp(min=0.0), root
 
     def encode(self, features: Tensor, condition: Tensor) -> Tensor:
         """(batch, tap, 2 beams) -> (batch, 2 component)."""
         x, y = (part.flatten(1) for part in features.chunk(2, -1))
         a, b = self.matrix()
-        power, root, _ = self.powers(condition)
+        power, root = self.powers(condition)
         amplitude = torch.sqrt(power + _FLOOR) / root
         # Times the conjugate basis.
         return torch.cat([(x @ a + y @ b) * amplitude, (y @ a - x @ b) * amplitude], -1)
 
     def decode(self, code: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 2 component) -> real and imaginary part, (batch, size) each: LMMSE of independent components."""
-        power, root, noise = self.powers(condition)
+        power, root = self.powers(condition)
+        noise = torch.pow(10.0, -condition[..., :1] * (SNR_SCALE_DB / 10))
         gain = root * torch.sqrt(power + _FLOOR) / (power + noise)
         x, y = (part * gain for part in code.chunk(2, -1))
         a, b = self.matrix()

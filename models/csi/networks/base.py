@@ -14,6 +14,9 @@ N_CONDITIONS = 4
 SNR_SCALE_DB = 10.0
 """SNR of 1 among the conditions."""
 
+STEEPNESS = 2.3
+"""Of the curve that squeezes the announced SNR among the conditions."""
+
 _TINY = 1e-12
 
 
@@ -57,8 +60,8 @@ class Network(nn.Module):
     - `decoder(code, condition, present)`: (batch, user, 2 max_length), (batch, user, `N_CONDITIONS`), (batch, user)
       -> (batch, user, tap, 2 antennas).
 
-    Real parts stand first in the last axis, then imaginary parts. The first symbols of a code are its shortest
-    version: whatever the length, they are sent and the others are not.
+    Real parts stand first in the last axis, then imaginary parts. Of a code the first symbols are sent, as many as the
+    length says, which is among the conditions; the others are not.
     """
 
     kind: ClassVar[str]
@@ -91,7 +94,14 @@ class Network(nn.Module):
         condition = self.conditions(lengths, snr_db)
         return as_symbols(self.encoder(as_features(csi), condition), self.mask(lengths))
 
-    def decode(self, received: Tensor, lengths: Tensor, snr_db: Tensor, present: Tensor) -> Tensor:
+    def decode(
+        self,
+        received: Tensor,
+        lengths: Tensor,
+        snr_db: Tensor,
+        present: Tensor,
+        announced_db: Tensor | None = None,
+    ) -> Tensor:
         """Recover the CSI of users together.
 
         Args:
@@ -99,6 +109,7 @@ class Network(nn.Module):
             lengths: int64, (batch,): symbols sent by each user.
             snr_db: float32, (batch, user): per received symbol.
             present: bool, (batch, user): whose symbols arrived; others' are ignored.
+            announced_db: float32, (batch, user): SNR that users were told when they encoded; None: `snr_db`.
 
         Returns:
             complex64, (batch, user, tap, beam): CSI of unit mean power but for what noise leaves uncertain.
@@ -106,7 +117,7 @@ class Network(nn.Module):
         n_users = received.shape[1]
         mask = (self.mask(lengths)[:, None] & present[..., None]).to(torch.float32)
         code = torch.cat([received.real * mask, received.imag * mask], -1)
-        condition = self.conditions(lengths[:, None].expand(-1, n_users), snr_db)
+        condition = self.conditions(lengths[:, None].expand(-1, n_users), snr_db, announced_db)
         real, imag = self.decoder(code, condition, present.to(torch.float32)).chunk(2, -1)
         return torch.complex(real, imag)
 
@@ -114,11 +125,21 @@ class Network(nn.Module):
         """Which symbols are used; bool, (batch, max_length)."""
         return torch.arange(self.config.max_length, device=lengths.device) < lengths[:, None]
 
-    def conditions(self, lengths: Tensor, snr_db: Tensor) -> Tensor:
-        """SNR and length, as numbers of about unit size; float32, (..., `N_CONDITIONS`)."""
+    def conditions(self, lengths: Tensor, snr_db: Tensor, announced_db: Tensor | None = None) -> Tensor:
+        """SNR, the SNR that was announced (None: the same), and length, as numbers of about unit size.
+
+        Returns:
+            float32, (..., `N_CONDITIONS`).
+        """
         share = lengths.to(torch.float32) / self.config.max_length
         snr = snr_db.clamp(-20.0, 40.0) / SNR_SCALE_DB
-        return torch.stack([snr, torch.sigmoid(2.3 * snr), torch.log2(share) / 2, share], -1)
+        announced = snr if announced_db is None else announced_db.clamp(-20.0, 40.0) / SNR_SCALE_DB
+        return torch.stack([snr, torch.sigmoid(STEEPNESS * announced), torch.log2(share) / 2, share], -1)
+
+
+def announced_snr_db(condition: Tensor) -> Tensor:
+    """SNR that was announced, in dB; (..., 1) from conditions (..., number)."""
+    return torch.logit(condition[..., 1:2]) * (SNR_SCALE_DB / STEEPNESS)
 
 
 def as_features(csi: Tensor) -> Tensor:
