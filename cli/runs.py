@@ -150,10 +150,11 @@ def run_csi_feedback(
     ] = None,
     settings: SetOption = None,
     record: Annotated[bool, typer.Option(help="Keep the samples.")] = True,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
     overwrite: OverwriteFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Let users feed the CSI of the downlink back as analog symbols, and recover it jointly; leave metrics and arrays.
+    """Let users feed the CSI of the downlink back as analog symbols, and recover it jointly; leave metrics and report.
 
     Users and base station are emulated radios; CSI is that of a new place in every frame.
     """
@@ -166,11 +167,14 @@ def run_csi_feedback(
     place = folder or new_folder(chosen.name)
     with frame_progress("frames", quiet=as_json) as on_progress:
         result = run(chosen, place, n_frames=frames, record=record, overwrite=overwrite, on_progress=on_progress)
+    report_path = _report(place, as_json) if report else None
     if as_json:
         print(json.dumps({"folder": str(place), **result.metrics}))
     else:
         _show_metrics(result.metrics, f"CSI feedback, scenario {chosen.name}, model {chosen.csi.model}")
         say(f"run folder  {place}")
+        if report_path:
+            say(f"report      {report_path}")
         if record:
             say(f"replay it   semair replay {place}")
     if result.interrupted:

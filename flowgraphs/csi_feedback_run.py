@@ -596,8 +596,12 @@ def compare_csi(live: np.ndarray, replayed: np.ndarray) -> tuple[int, int, list[
     return equal, len(by_place), different
 
 
-def csi_pictures(folder: RunFolder) -> list[dict[str, Any]]:
+def csi_pictures(folder: RunFolder, decisions: np.ndarray | None = None) -> list[dict[str, Any]]:
     """True, estimated and recovered CSI of the frames of a run that were decoded.
+
+    Args:
+        folder: of the run.
+        decisions: table of a replay; None: the run's own.
 
     Returns:
         One dictionary per user and frame: frame, user, and in delay and angle, complex64 (tap, beam), all in the timing
@@ -608,7 +612,7 @@ def csi_pictures(folder: RunFolder) -> list[dict[str, Any]]:
     n, taps = frame.slots.n_subcarriers, frame.slots.n_taps
     channels = folder.rows(folder.path / CHANNELS)
     truth = {int(number): k for k, number in enumerate(channels["frame"])}
-    rows = folder.rows(folder.decisions)
+    rows = folder.rows(folder.decisions) if decisions is None else decisions
     decided = {int(row["frame"]): row for row in rows}
     found = []
     for row in folder.rows(folder.path / ESTIMATES):

@@ -203,16 +203,19 @@ def ratio_in_db(values: np.ndarray, others: np.ndarray) -> list[float]:
 
 
 def csi_latencies(decisions: np.ndarray) -> dict[str, dict[str, float]]:
-    """Host time that each decision spent in each stage, in milliseconds: median, 99th percentile and maximum.
+    """Host time that decisions spent in each stage, in milliseconds: median, 99th percentile and maximum."""
+    return {name: _percentiles(values) for name, values in csi_latencies_ms(decisions).items() if len(values)}
+
+
+def csi_latencies_ms(decisions: np.ndarray) -> dict[str, np.ndarray]:
+    """Host time that each decision spent in each stage, in milliseconds.
 
     synchronise: from the arrival of the frame's first sample to its tag; cut: to the complete slot; receive: its
     demodulation and combining; queue: waiting for the decoder; decode: its computation; total: all of it.
     """
-    if not len(decisions):
-        return {}
     ms = 1e-6
     receive, decode = decisions["receive_s"] * 1e3, decisions["decode_s"] * 1e3
-    stages = {
+    return {
         "synchronise": (decisions["tagged_ns"] - decisions["heard_ns"]) * ms,
         "cut": (decisions["cut_ns"] - decisions["tagged_ns"]) * ms,
         "receive": receive,
@@ -220,7 +223,6 @@ def csi_latencies(decisions: np.ndarray) -> dict[str, dict[str, float]]:
         "decode": decode,
         "total": (decisions["decided_ns"] - decisions["heard_ns"]) * ms,
     }
-    return {name: _percentiles(values) for name, values in stages.items()}
 
 
 def _percentiles(values: np.ndarray) -> dict[str, float]:

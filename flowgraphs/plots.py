@@ -25,6 +25,7 @@ from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy.signal import ShortTimeFFT, get_window
 
+from ..blocks.waveforms.csi_frame import CsiFrame
 from ..blocks.waveforms.frame import FrameFormat
 
 # The values are those of the light theme or mid-tones: they show wherever a figure is drawn as pixels.
@@ -46,6 +47,8 @@ SLOT_COLOURS = {
     "beacon": SERIES[0],
     "access": SERIES[1],
     "noise": SERIES[2],
+    "sounding": SERIES[3],
+    "feedback": SERIES[1],
 }
 
 _MID_BLUE = "#2f8fd0"
@@ -126,28 +129,54 @@ class TradeOff:
     n_silent: int
 
 
-def slots(fmt: FrameFormat) -> list[tuple[str, str, int, int]]:
+def slots(frame: FrameFormat | CsiFrame) -> list[tuple[str, str, int, int]]:
     """The parts of a frame: (kind, label, first sample, samples); kind is empty for silence."""
+    fmt = _format(frame)
     data = (1 + fmt.header_symbols) * fmt.symbol_samples
-    return [
+    beacon = [
         ("beacon", "sync", 0, fmt.sync_samples),
         ("beacon", "training", fmt.training_start, fmt.symbol_samples),
         ("beacon", "header", fmt.training_start + fmt.symbol_samples, data - fmt.symbol_samples),
         ("", "guard", fmt.beacon_samples, fmt.guard_samples),
-        ("access", "access slot", fmt.access_start, fmt.access_symbols * fmt.symbol_samples),
-        ("", "guard", fmt.noise_start - fmt.guard_samples, fmt.guard_samples),
-        ("noise", "noise slot", fmt.noise_start, fmt.noise_symbols * fmt.symbol_samples),
-        ("", "rest", fmt.used_samples, fmt.frame_samples - fmt.used_samples),
+    ]
+    if isinstance(frame, CsiFrame):
+        span = frame.slots.n_users * frame.part_samples
+        used = [
+            ("sounding", "sounding slot", frame.sounding_start, frame.sounding_samples),
+            ("", "turn-around", frame.downlink_samples, frame.slots.turnaround_samples),
+            ("feedback", "feedback slot", frame.feedback_start, span),
+        ]
+    else:
+        used = [("access", "access slot", fmt.access_start, fmt.access_symbols * fmt.symbol_samples)]
+    return [
+        *beacon,
+        *used,
+        ("", "guard", frame.noise_start - fmt.guard_samples, fmt.guard_samples),
+        ("noise", "noise slot", frame.noise_start, fmt.noise_symbols * fmt.symbol_samples),
+        ("", "rest", frame.used_samples, fmt.frame_samples - frame.used_samples),
     ]
 
 
-def frame_layout(fmt: FrameFormat, title: str) -> str:
+def _format(frame: FrameFormat | CsiFrame) -> FrameFormat:
+    return frame.frame_format if isinstance(frame, CsiFrame) else frame
+
+
+def _sent_slots(frame: FrameFormat | CsiFrame) -> list[tuple[str, str, int, int]]:
+    """Slots without silence between, the beacon as one: (kind, name, first sample, samples)."""
+    fmt = _format(frame)
+    rest = [part for part in slots(frame) if part[0] not in ("", "beacon")]
+    return [("beacon", "beacon", 0, fmt.beacon_samples), *rest]
+
+
+def frame_layout(frame: FrameFormat | CsiFrame, title: str) -> str:
     """One frame with its slots to scale."""
+    fmt = _format(frame)
     with style():
         figure = _figure(10, 1.55)
         axes = figure.add_subplot()
+        last = -np.inf
         hatches = {"sync": "", "training": "////", "header": "..", "access slot": "", "noise slot": "xx"}
-        for kind, label, first, n in slots(fmt):
+        for kind, label, first, n in slots(frame):
             if n <= 0:
                 continue
             colour = SLOT_COLOURS.get(kind, "none")
@@ -163,10 +192,15 @@ def frame_layout(fmt: FrameFormat, title: str) -> str:
                 linewidth=0.8,
             )
             wide = n > 0.08 * fmt.frame_samples
+            at = first + n / 2
+            if not wide:
+                # Names of narrow neighbours would lie on each other.
+                at = max(at, last + 0.1 * fmt.frame_samples)
+                last = at
             axes.annotate(
                 f"{label}\n{n}" if wide else f"{label} {n}",
                 (first + n / 2, 0.5),
-                (first + n / 2, 0.68 if wide else 1.62),
+                (at, 0.68 if wide else 1.62),
                 ha="center",
                 va="bottom",
                 fontsize=8.5,
@@ -372,7 +406,7 @@ def spectrogram(
     samples: np.ndarray,
     begin: int,
     frame_starts: Sequence[int],
-    fmt: FrameFormat,
+    frame: FrameFormat | CsiFrame,
     title: str,
 ) -> str:
     """Spectrogram of one antenna with the slots of the frames marked above it.
@@ -381,9 +415,10 @@ def spectrogram(
         samples: complex64, (n,).
         begin: place of the first sample, for the time axis.
         frame_starts: places of frame starts relative to the first sample; may lie outside.
-        fmt: numerology and slots.
+        frame: numerology and slots.
         title: for readers that do not see the figure.
     """
+    fmt = _format(frame)
     hop = max(8, len(samples) // 1600)
     transform = ShortTimeFFT(
         get_window("hann", fmt.n_fft), hop, fmt.sample_rate_hz, fft_mode="centered", scale_to="magnitude"
@@ -411,11 +446,7 @@ def spectrogram(
             interpolation="nearest",
         )
         for start in frame_starts:
-            for kind, first, n in (
-                ("beacon", 0, fmt.beacon_samples),
-                ("access", fmt.access_start, fmt.access_symbols * fmt.symbol_samples),
-                ("noise", fmt.noise_start, fmt.noise_symbols * fmt.symbol_samples),
-            ):
+            for kind, _, first, n in _sent_slots(frame):
                 at, end = (begin + start + first) * ms, (begin + start + first + n) * ms
                 if end <= left or at >= right:
                     continue
@@ -437,22 +468,23 @@ def spectrogram(
         return _svg(figure, title)
 
 
-def power_over_time(samples: np.ndarray, before: int, fmt: FrameFormat, title: str) -> str:
+def power_over_time(samples: np.ndarray, before: int, frame: FrameFormat | CsiFrame, title: str) -> str:
     """Power of all antennas over one frame, with its slots shaded.
 
     Args:
         samples: complex64, (antennas, n).
         before: samples ahead of the frame start.
-        fmt: numerology and slots.
+        frame: numerology and slots.
         title: for readers that do not see the figure.
     """
+    fmt = _format(frame)
     window = 16
     ms = 1e3 / fmt.sample_rate_hz
     with style():
         figure = _figure(10, 3.2)
         axes = figure.add_subplot()
         seen = set()
-        for kind, _, first, n in slots(fmt):
+        for kind, _, first, n in slots(frame):
             if kind:
                 axes.axvspan(
                     first * ms,
@@ -463,7 +495,7 @@ def power_over_time(samples: np.ndarray, before: int, fmt: FrameFormat, title: s
                 )
                 if kind not in seen:
                     axes.annotate(
-                        {"beacon": "beacon", "access": "access slot", "noise": "noise slot"}[kind],
+                        kind if kind == "beacon" else f"{kind} slot",
                         (first * ms, 1.01),
                         xycoords=("data", "axes fraction"),
                         ha="left",
@@ -556,6 +588,141 @@ def activity_map(frames: np.ndarray, lengths: np.ndarray, sent: np.ndarray, deci
         axes.set_xlabel("frame number, preamble length L")
         axes.set_ylabel("user")
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, markerscale=max(1, 4 / size), borderaxespad=0.2)
+        return _svg(figure, title)
+
+
+def csi_comparison(rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray | None]]]], title: str) -> str:
+    """CSI in delay and angle, side by side on one colour scale, in dB below the first panel's peak.
+
+    Args:
+        rows: per user a label, and its panels: name and complex (tap, beam), all in one scale; None where there is
+            nothing to show.
+        title: for readers that do not see the figure.
+    """
+    floor_db = -40.0
+    n_panels = max(len(panels) for _, panels in rows)
+    with style():
+        figure = _figure(10, 0.5 + 2.5 * len(rows))
+        axes = figure.subplots(len(rows), n_panels, squeeze=False, sharex=True, sharey=True)
+        image = None
+        for row, (label, panels) in enumerate(rows):
+            first = panels[0][1]
+            assert first is not None
+            peak = max(float(np.abs(first).max()), 1e-20)
+            for column, (name, values) in enumerate(panels):
+                place = axes[row, column]
+                place.grid(False)
+                place.set_title(name, fontsize=9)
+                if values is None:
+                    place.text(0.5, 0.5, "left out", ha="center", va="center", transform=place.transAxes)
+                    continue
+                level_db = 20 * np.log10(np.maximum(np.abs(values) / peak, 10 ** (floor_db / 20 - 1)))
+                image = place.imshow(
+                    level_db,
+                    aspect="auto",
+                    origin="upper",
+                    cmap="viridis",
+                    vmin=floor_db,
+                    vmax=0,
+                    interpolation="nearest",
+                    extent=(-0.5, values.shape[1] - 0.5, values.shape[0] - 0.5, -0.5),
+                )
+                place.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+                if row == len(rows) - 1:
+                    place.set_xlabel("beam")
+            axes[row, 0].set_ylabel(f"{label}\ndelay, taps")
+        if image is not None:
+            bar = figure.colorbar(image, ax=axes.ravel().tolist(), label="dB below the true peak", pad=0.01, aspect=30)
+            bar.ax.grid(False)
+        return _svg(figure, title)
+
+
+def nmse_over_frames(frames: np.ndarray, nmse_db: np.ndarray, symbol_db: np.ndarray | None, title: str) -> str:
+    """NMSE of recovered CSI over frames, a panel per user (four at most), beside that of symbol level.
+
+    Args:
+        frames: int, (frame,).
+        nmse_db: float, (frame, user).
+        symbol_db: the same at symbol level, or None.
+        title: for readers that do not see the figure.
+    """
+    n_users = min(nmse_db.shape[1], 4)
+    many = len(frames) > _MANY_MARKS
+    with style():
+        figure = _figure(10, 0.6 + 1.9 * n_users)
+        axes = figure.subplots(n_users, 1, squeeze=False, sharex=True, sharey=True)[:, 0]
+        for user, place in enumerate(axes):
+            if symbol_db is not None:
+                place.plot(
+                    frames,
+                    symbol_db[:, user],
+                    linestyle="",
+                    marker="o",
+                    markersize=5,
+                    markerfacecolor="none",
+                    color=SERIES[1],
+                    label="symbol level",
+                    rasterized=many,
+                )
+            place.plot(frames, nmse_db[:, user], ".-", color=SERIES[0], linewidth=0.8, label="radio chain")
+            place.lines[-1].set_rasterized(many)
+            place.set_ylabel(f"user {user}\nNMSE, dB")
+        axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.1)
+        axes[-1].set_xlabel("frame number")
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, title)
+
+
+def csi_quality(
+    nmse_db: np.ndarray, symbol_db: np.ndarray | None, told_db: np.ndarray, known_db: np.ndarray | None, title: str
+) -> str:
+    """Share of users and frames up to an NMSE, and the SNR behind the combining against that with a known uplink.
+
+    Args:
+        nmse_db: float, (frame, user).
+        symbol_db: the same at symbol level, or None.
+        told_db: float, (frame, user): SNR behind the combining as the receiver estimates it.
+        known_db: the same of a combining that knows the uplink, or None.
+        title: for readers that do not see the figure.
+    """
+    with style():
+        figure = _figure(10, 3.4)
+        left, right = figure.subplots(1, 2)
+        for label, values, colour, dash in (
+            ("radio chain", nmse_db, SERIES[0], "-"),
+            ("symbol level", symbol_db, SERIES[1], "--"),
+        ):
+            if values is not None:
+                ordered = np.sort(values.reshape(-1))
+                share = np.arange(1, ordered.size + 1) / ordered.size
+                left.step(ordered, share, dash, where="post", color=colour, label=label)
+        left.set_xlabel("NMSE of one user in one frame, dB")
+        left.set_ylabel("share of users and frames below")
+        left.set_ylim(0, 1.02)
+        left.legend(loc="upper left")
+        raster = told_db.size > _MANY_MARKS
+        for user in range(told_db.shape[1]):
+            look: dict[str, Any] = {
+                "linestyle": "",
+                "marker": MARKERS[user % len(MARKERS)],
+                "markersize": 4,
+                "color": SERIES[user % len(SERIES)],
+                "label": f"user {user}" if told_db.shape[1] <= 8 else None,
+                "rasterized": raster,
+            }
+            if known_db is None:
+                right.plot(np.arange(len(told_db)), told_db[:, user], **look)
+            else:
+                right.plot(known_db[:, user], told_db[:, user], **look)
+        if known_db is None:
+            right.set_xlabel("frame")
+        else:
+            ends = [float(min(known_db.min(), told_db.min())), float(max(known_db.max(), told_db.max()))]
+            right.plot(ends, ends, "--", color=SOFT, linewidth=1)
+            right.set_xlabel("SNR of a combining that knows the uplink, dB")
+        right.set_ylabel("SNR as received, dB")
+        if told_db.shape[1] <= 8:
+            right.legend(loc="upper left")
         return _svg(figure, title)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import jinja2
 
-from ..errors import StorageError
+from ..errors import ScenarioError, StorageError
 from . import report_sections as build
+from .report_csi import csi_sections
 from .report_data import (
     Judged,
     OnProgress,
@@ -46,12 +47,21 @@ def write_report(
 
     Raises:
         RecordingError: the folder is not that of a run, or a table in it is damaged.
-        ScenarioError: a detector is unknown.
+        ScenarioError: a detector is unknown, or asked for where the link has none.
         StorageError: the file cannot be written.
     """
     tell = on_progress or (lambda _, __: None)
     tell("reading the run", 0.0)
     run = load_run(Path(folder))
+    if run.scenario.csi is not None:
+        if detectors is not None:
+            raise ScenarioError("detectors: runs of CSI feedback have none to set beside each other; leave them out")
+        tell("drawing", 0.3)
+        made = csi_sections(run)
+        page = _page("report_csi.html.j2", made, lambda share: tell("drawing", 0.3 + 0.7 * share))
+        _write(run, page)
+        tell("written", 1.0)
+        return run.folder.report
     others = other_detectors(run, detectors)
     own = judge_run(run)
     whole = {name: found for name in others if (found := judge_other_folder(run, name)) is not None}
@@ -65,28 +75,13 @@ def write_report(
     judged = [own, *(beside[name] for name in others if name in beside)]
     tell("drawing", 0.65)
     page = render(run, own, judged, lambda share: tell("drawing", 0.65 + 0.35 * share))
-    try:
-        partial = run.folder.report.with_name(".report.html.partial")
-        partial.write_text(page, encoding="utf-8")
-        partial.replace(run.folder.report)
-    except OSError as error:
-        raise StorageError(f"cannot write {run.folder.report}: {error.strerror}") from error
+    _write(run, page)
     tell("written", 1.0)
     return run.folder.report
 
 
 def render(run: Run, own: Judged, judged: Sequence[Judged], on_progress: Callable[[float], None] | None = None) -> str:
     """The page of a run, its own decisions, and those of all detectors to show."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(
-        number=build.number, count=build.count_text, percent=build.percent, level=build.level_text
-    )
     makers: dict[str, Callable[[], dict[str, Any]]] = {
         "head": lambda: build.head_section(run, own),
         "settings": lambda: build.settings_section(run),
@@ -98,9 +93,36 @@ def render(run: Run, own: Judged, judged: Sequence[Judged], on_progress: Callabl
         "losses": lambda: build.losses_section(run),
         "reproduce": lambda: build.reproduce_section(run),
     }
+    return _page("report.html.j2", makers, on_progress)
+
+
+def _page(
+    template: str,
+    makers: dict[str, Callable[[], dict[str, Any]]],
+    on_progress: Callable[[float], None] | None,
+) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=build.number, count=build.count_text, percent=build.percent, level=build.level_text
+    )
     sections = {}
     for name, make in makers.items():
         sections[name] = make()
         if on_progress:
             on_progress(len(sections) / len(makers))
-    return environment.get_template("report.html.j2").render(**sections)
+    return environment.get_template(template).render(**sections)
+
+
+def _write(run: Run, page: str) -> None:
+    try:
+        partial = run.folder.report.with_name(".report.html.partial")
+        partial.write_text(page, encoding="utf-8")
+        partial.replace(run.folder.report)
+    except OSError as error:
+        raise StorageError(f"cannot write {run.folder.report}: {error.strerror}") from error

@@ -13,10 +13,11 @@ import numpy as np
 
 from ..captures.devicetime import DeviceTime
 from ..captures.reader import Recording
-from ..errors import RecordingError, ScenarioError
+from ..errors import RecordingError
 from ..models.statistics import Interval, mean_ci95
 from ..models.uad import detectors as engines
 from ..models.uad.detectors.base import Detector
+from .csi_metrics import csi_metrics
 from .metrics import judged, run_metrics
 from .run import make_detector
 from .runfolder import RunFolder, unpack_users
@@ -123,18 +124,12 @@ def load_run(path: Path) -> Run:
 
     Raises:
         RecordingError: it is none, or a table in it is damaged.
-        ScenarioError: it is of another link than random access.
     """
     folder = RunFolder(path)
     if not path.is_dir():
         raise RecordingError(f"{path} is not a folder; give the folder of a run")
     info = folder.read_json(folder.run_json)
     scenario = folder.scenario()
-    if scenario.kind != "random-access":
-        raise ScenarioError(
-            f"{path}: the report is of runs of random access, this one is of {scenario.kind}; its figures are in "
-            f"{folder.metrics.name}"
-        )
     live: RunFolder | None = folder
     live_info = info
     if "replay" in str(info.get("kind", "")):
@@ -150,7 +145,8 @@ def load_run(path: Path) -> Run:
         metrics = folder.read_json(folder.metrics)
     else:
         # A run that was killed left its tables; what its blocks had counted is lost with it.
-        metrics = run_metrics(folder, scenario, {}, truth_folder=live)
+        measure = run_metrics if scenario.csi is None else csi_metrics
+        metrics = measure(folder, scenario, {}, truth_folder=live)
     recording, note = _recording(live)
     symbols = None
     if folder.constellation.is_file():

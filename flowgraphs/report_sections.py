@@ -13,6 +13,7 @@ from markupsafe import Markup
 from pydantic import BaseModel
 
 from .. import __version__
+from ..blocks.waveforms.csi_frame import CsiFrame
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
 from ..captures.reader import Recording
@@ -31,7 +32,7 @@ _CURVE_DECISIONS = 2_000_000
 _MAP_FRAMES = 60
 _SPECTROGRAM_FRAMES = 3
 
-_PATHS = {
+PATHS = {
     "air": (
         "Over the air",
         "Measured with radios and antennas; channel and faults are those of room and devices.",
@@ -51,24 +52,10 @@ def head_section(run: Run, own: Judged) -> dict[str, Any]:
     counts = run.metrics["counts"]
     frames = run.metrics.get("frames")
     path = run.live_info.get("radio", {}).get("capabilities", {}).get("path", "sim")
-    kind, meaning = _PATHS.get(path, (path, ""))
+    kind, meaning = PATHS.get(path, (path, ""))
     wrong = [own.decided[length] != own.sent[length] for length in own.sent]
     overall = share_ci95(np.concatenate(wrong)) if wrong else None
-    git = run.info.get("git")
-    facts = [
-        ("Detector", str(run.info["detector"])),
-        ("When", _when(str(run.info.get("created", "")))),
-        ("Seed", str(run.scenario.seed)),
-        (
-            "Code",
-            f"commit {git['commit'][:12]}{', with uncommitted changes' if git['changed'] else ''}"
-            if git
-            else "not a git checkout",
-        ),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in run.info.get("versions", {}).items())),
-        ("Platform", str(run.info.get("platform", ""))),
-        ("Folder", str(run.folder.path)),
-    ]
+    facts = [("Detector", str(run.info["detector"])), *provenance_facts(run)]
     return {
         "name": run.scenario.name,
         "description": run.scenario.description,
@@ -82,6 +69,24 @@ def head_section(run: Run, own: Judged) -> dict[str, Any]:
         "version": __version__,
         "overall": overall,
     }
+
+
+def provenance_facts(run: Run) -> list[tuple[str, str]]:
+    """When, by which code, and where."""
+    git = run.info.get("git")
+    return [
+        ("When", when_text(str(run.info.get("created", "")))),
+        ("Seed", str(run.scenario.seed)),
+        (
+            "Code",
+            f"commit {git['commit'][:12]}{', with uncommitted changes' if git['changed'] else ''}"
+            if git
+            else "not a git checkout",
+        ),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in run.info.get("versions", {}).items())),
+        ("Platform", str(run.info.get("platform", ""))),
+        ("Folder", str(run.folder.path)),
+    ]
 
 
 def _tiles(
@@ -167,7 +172,8 @@ def _verdict(
     return " ".join(said)
 
 
-def _warnings(run: Run) -> list[str]:
+def shared_warnings(run: Run) -> list[str]:
+    """What is to be said of how a run of any link ended."""
     said = []
     if not run.finished:
         said.append(
@@ -180,6 +186,11 @@ def _warnings(run: Run) -> list[str]:
         said.append(f"Interrupted by the user{asked}.")
     if run.is_replay and run.live is None:
         said.append("The folder of the run that was replayed is gone, and with it the truth and the recording.")
+    return said
+
+
+def _warnings(run: Run) -> list[str]:
+    said = shared_warnings(run)
     replayed = run.live_info.get("channel_replay")
     if replayed:
         said.append(
@@ -204,6 +215,37 @@ def _warnings(run: Run) -> list[str]:
 
 def settings_section(run: Run) -> dict[str, Any]:
     """Settings asked for and taken; impairments; channel; frame."""
+    scenario = run.scenario
+    fmt = scenario.frame
+    links = [
+        field_row(scenario.link, "access_snr_db"),
+        field_row(scenario.link, "beacon_snr_db"),
+        *(field_row(scenario.users, name) for name in ("n_users", "activity", "preamble_lengths", "power_spread_db")),
+        *(field_row(scenario.radio, name) for name in ("n_antennas", "losses")),
+        *(field_row(scenario.sync, name) for name in ("max_cfo_ppm", "false_alarms_per_sample")),
+        ("detector", _plain(run.info["detector"]), "with options " + _plain(_options(run)) if _options(run) else ""),
+    ]
+    return shared_settings(
+        run,
+        links,
+        fmt,
+        f"The access slot holds {fmt.access_symbols} OFDM symbols of {fmt.symbol_samples} samples, room for "
+        f"{fmt.max_preamble_length} preamble symbols on {fmt.n_groups} groups of {fmt.group_width} subcarriers; "
+        f"{scenario.radio.n_antennas} antennas make {scenario.n_snapshots} snapshots.",
+    )
+
+
+def shared_settings(
+    run: Run, links: Sequence[tuple[str, str, str]], frame: FrameFormat | CsiFrame, explained: str
+) -> dict[str, Any]:
+    """What the settings of all links have.
+
+    Args:
+        run: of any link.
+        links: rows (name, value, meaning) of what is this link's own.
+        frame: its slots.
+        explained: of them, for the caption.
+    """
     radio = run.live_info.get("radio", {})
     requested, actual = radio.get("requested", {}), radio.get("actual", {})
     replayed = run.info["radio"].get("actual", {}) if run.is_replay else None
@@ -219,18 +261,9 @@ def settings_section(run: Run) -> dict[str, Any]:
                 "differs": asked != taken,
             }
         )
-    scenario = run.scenario
-    fmt = scenario.frame
+    scenario, fmt = run.scenario, run.scenario.frame
     preset = Impairments.preset(scenario.level).model_dump()
-    links = [
-        _field(scenario.link, "access_snr_db"),
-        _field(scenario.link, "beacon_snr_db"),
-        *(_field(scenario.users, name) for name in ("n_users", "activity", "preamble_lengths", "power_spread_db")),
-        *(_field(scenario.radio, name) for name in ("n_antennas", "losses")),
-        *(_field(scenario.sync, name) for name in ("max_cfo_ppm", "false_alarms_per_sample")),
-        ("detector", _plain(run.info["detector"]), "with options " + _plain(_options(run)) if _options(run) else ""),
-    ]
-    layout = plots.frame_layout(fmt, "Frame layout with the slots to scale")
+    parts: list[BaseModel] = [fmt, frame.slots] if isinstance(frame, CsiFrame) else [fmt]
     return {
         "radio_kind": radio.get("kind", run.info["radio"].get("kind", "")),
         "facts": {k: _plain(v) for k, v in radio.get("facts", {}).items()},
@@ -238,21 +271,17 @@ def settings_section(run: Run) -> dict[str, Any]:
         "is_replay": run.is_replay,
         "level": scenario.level,
         "impairments": [
-            (*_field(scenario.impairments, name), getattr(scenario.impairments, name) != preset[name])
+            (*field_row(scenario.impairments, name), getattr(scenario.impairments, name) != preset[name])
             for name in type(scenario.impairments).model_fields
         ],
         "calibration": _calibration_rows(run.info.get("calibration")),
         "channel": _channel_rows(scenario.channel),
         "beacon_channel": _channel_rows(scenario.beacon_channel),
         "links": links,
-        "frame": [_field(fmt, name) for name in type(fmt).model_fields],
-        "layout": Markup(layout),
-        "layout_caption": (
-            f"One frame of {count_text(fmt.frame_samples)} samples, {number(fmt.frame_s * 1e3)} ms, to scale. The "
-            f"access slot holds {fmt.access_symbols} OFDM symbols of {fmt.symbol_samples} samples, room for "
-            f"{fmt.max_preamble_length} preamble symbols on {fmt.n_groups} groups of {fmt.group_width} subcarriers; "
-            f"{scenario.radio.n_antennas} antennas make {scenario.n_snapshots} snapshots."
-        ),
+        "frame": [field_row(part, name) for part in parts for name in type(part).model_fields],
+        "layout": Markup(plots.frame_layout(frame, "Frame layout with the slots to scale")),
+        "layout_caption": f"One frame of {count_text(fmt.frame_samples)} samples, {number(fmt.frame_s * 1e3)} ms, to "
+        f"scale. {explained}",
     }
 
 
@@ -262,7 +291,7 @@ def _calibration_rows(used: Mapping[str, Any] | None) -> list[tuple[str, str, st
         return [("used", "none: the chains are received as they are", "see semair calibrate")]
     worst, why = used["worst_residual"], "largest over the chains, on a second measurement after correction"
     return [
-        ("measured", f"{_when(used['created'])}, {used['method']}", "good until " + _when(used["until"])),
+        ("measured", f"{when_text(used['created'])}, {used['method']}", "good until " + when_text(used["until"])),
         ("corrected", ", ".join(used["parts"]), "parts of the calibration that were used"),
         ("residual delay", f"{number(worst['delay_samples'])} samples", why),
         ("residual phase", f"{number(worst['phase_deg'])} degrees", why),
@@ -285,7 +314,7 @@ def _channel_rows(channel: BaseModel) -> list[tuple[str, str, str]]:
         names = [name for name in type(channel).model_fields if name in (*names, "n_taps")]
     elif kind == "clustered":
         names = [name for name in type(channel).model_fields if name != "n_taps"]
-    return [_field(channel, name) for name in names]
+    return [field_row(channel, name) for name in names]
 
 
 def detection_section(run: Run, own: Judged, judged: Sequence[Judged]) -> dict[str, Any]:
@@ -402,7 +431,7 @@ def synchronisation_section(run: Run) -> dict[str, Any]:
     true_cfo = run.radio_truth.get("cfo_hz")
     spacing = run.scenario.frame.subcarrier_spacing_hz
     figures.append(
-        _figure(
+        captioned(
             plots.estimate_over_frames(
                 decisions["frame"],
                 decisions["cfo_hz"],
@@ -429,7 +458,7 @@ def synchronisation_section(run: Run) -> dict[str, Any]:
             rows = decisions[known]
             error = rows["sample_time"] + rows["fraction"] - run.truth["arrival"][at_truth]
             figures.append(
-                _figure(
+                captioned(
                     plots.estimate_over_frames(
                         rows["frame"],
                         error,
@@ -448,7 +477,7 @@ def synchronisation_section(run: Run) -> dict[str, Any]:
         true_noise = noise_power_behind_chains(run.radio_truth)
         ratio_db = 10 * np.log10(np.maximum(decisions["noise_power"] / true_noise, 1e-12))
     figures.append(
-        _figure(
+        captioned(
             plots.levels_over_frames(
                 decisions["frame"], decisions["snr_db"], ratio_db, "Beacon SNR and noise estimate over frames"
             ),
@@ -465,7 +494,7 @@ def synchronisation_section(run: Run) -> dict[str, Any]:
     symbols = run.header_symbols
     if symbols is not None and symbols.size:
         figures.append(
-            _figure(
+            captioned(
                 plots.constellation(symbols, "Constellation of the header's symbols"),
                 f"Equalised header symbols (BPSK) of the first {count_text(len(symbols))} frames, "
                 f"{count_text(symbols.size)} symbols. Two separate clouds around the crosses mean that the frame "
@@ -490,7 +519,7 @@ def signals_section(run: Run) -> dict[str, Any]:
     recording = run.recording
     if recording is None:
         return {"reason": run.recording_note, "figures": [], "levels": []}
-    fmt = run.scenario.frame
+    fmt, frame = run.scenario.frame, slots_of(run.scenario)
     if recording.n_samples < fmt.n_fft:
         text = f"The recording holds {count_text(recording.n_samples)} samples, too few to draw."
         return {"reason": text, "figures": [], "levels": []}
@@ -499,22 +528,27 @@ def signals_section(run: Run) -> dict[str, Any]:
         for row in run.decisions[: 4 * _SPECTROGRAM_FRAMES]
         if (place := file_index(recording, row["sample_time"])) is not None
     ]
-    figures = [_figure(*_spectrogram(recording, starts, fmt))]
+    figures = [captioned(*_spectrogram(recording, starts, frame))]
     whole = next((s for s in starts if s >= fmt.guard_samples and s + fmt.frame_samples <= recording.n_samples), None)
     if whole is not None:
         before = fmt.guard_samples
         samples = np.nan_to_num(recording.read(whole - before, before + fmt.frame_samples))
         figures.append(
-            _figure(
-                plots.power_over_time(samples, before, fmt, "Power over one frame for all antennas"),
+            captioned(
+                plots.power_over_time(samples, before, frame, "Power over one frame for all antennas"),
                 f"Power of all {len(samples)} antennas over one frame, means over 16 samples. The level of the noise "
-                "slot is the receiver's noise estimate; the access slot is as long as this frame's preambles.",
+                "slot is the receiver's noise estimate"
+                + (
+                    ". The sounding slot is weak here: of the base station's own antennas it holds the first alone."
+                    if isinstance(frame, CsiFrame)
+                    else "; the access slot is as long as this frame's preambles."
+                ),
             )
         )
     levels = antenna_levels(recording)
     bounded = float(levels.peak_dbfs.max()) < 0.01
     figures.append(
-        _figure(
+        captioned(
             plots.antenna_levels(levels.rms_dbfs, levels.peak_dbfs, "Levels per antenna"),
             f"Level and peak per antenna over {count_text(levels.samples)} of {count_text(recording.n_samples)} "
             "samples. "
@@ -539,18 +573,25 @@ def signals_section(run: Run) -> dict[str, Any]:
     return {"reason": "", "figures": figures, "levels": rows}
 
 
-def _spectrogram(recording: Recording, starts: Sequence[int], fmt: FrameFormat) -> tuple[str, str]:
+def slots_of(scenario: Scenario) -> FrameFormat | CsiFrame:
+    """The slots of a scenario's link."""
+    return scenario.frame if scenario.csi is None else scenario.csi_frame
+
+
+def _spectrogram(recording: Recording, starts: Sequence[int], frame: FrameFormat | CsiFrame) -> tuple[str, str]:
+    csi = isinstance(frame, CsiFrame)
+    fmt = frame.frame_format if isinstance(frame, CsiFrame) else frame
     span = _SPECTROGRAM_FRAMES * fmt.frame_samples + fmt.guard_samples
     begin = max(0, starts[0] - fmt.guard_samples) if starts else 0
     span = min(span, recording.n_samples - begin)
     samples = np.nan_to_num(recording.read(begin, span)[0])
     frames = [start - begin for start in starts if start < begin + span]
-    svg = plots.spectrogram(samples, begin, frames, fmt, "Spectrogram of antenna 0")
+    svg = plots.spectrogram(samples, begin, frames, frame, "Spectrogram of antenna 0")
     caption = (
         f"Antenna 0, {count_text(len(samples))} samples of the recording (Hann window of {fmt.n_fft} samples). "
         + (
-            "Marked above: beacon, access slot and noise slot where the receiver found them; dotted lines are "
-            "their starts."
+            f"Marked above: beacon, {'sounding, feedback' if csi else 'access'} and noise slot where the receiver "
+            "found them; dotted lines are their starts."
             if frames
             else "No frame was found here, so no slots are marked."
         )
@@ -572,7 +613,7 @@ def activity_section(run: Run) -> dict[str, Any]:
     decided = unpack_users(rows["active"], run.scenario.users.n_users)
     return {
         "reason": "",
-        "figure": _figure(
+        "figure": captioned(
             plots.activity_map(rows["frame"], rows["length"], sent, decided, "Activity map of users over frames"),
             f"The first {count_text(len(rows))} decided frames, {count_text(sent.shape[1])} users. Squares: sent and "
             f"found ({count_text((sent & decided).sum())}); crosses: sent and missed "
@@ -586,7 +627,6 @@ def latency_section(run: Run) -> dict[str, Any]:
     """Host time per stage."""
     if not len(run.decisions):
         return {"reason": "No slot was decided.", "figure": None, "rows": []}
-    stages = stage_latencies_ms(run.decisions)
     meaning = {
         "synchronise": "from the frame's first sample at the receiver to its tag, buffering included",
         "cut": "to the demodulated access slot, including the rest of the frame on air",
@@ -594,22 +634,37 @@ def latency_section(run: Run) -> dict[str, Any]:
         "detect": "computation of the detector",
         "total": "all of it",
     }
+    stages = stage_latencies_ms(run.decisions)
+    return shared_latencies(run, {name: stages[name] for name in STAGES}, meaning, "detector")
+
+
+def shared_latencies(
+    run: Run, stages: Mapping[str, np.ndarray], meaning: Mapping[str, str], who: str
+) -> dict[str, Any]:
+    """Histograms and table of what each stage took.
+
+    Args:
+        run: of any link.
+        stages: float, (decision,), ms, by name in the order to show.
+        meaning: of each stage; also of those that are in metrics.json alone.
+        who: decides.
+    """
     emulated = run.is_replay or run.live_info.get("radio", {}).get("kind") == "loopback"
     return {
         "reason": "",
-        "figure": _figure(
-            plots.latency_histograms({name: stages[name] for name in STAGES}, "Latency per stage"),
+        "figure": captioned(
+            plots.latency_histograms(stages, "Latency per stage"),
             f"Host time that each of {count_text(len(run.decisions))} decisions spent in each stage."
             + (
                 " Samples come as fast as this computer makes or reads them, not at the sample rate, so the waiting in "
-                "buffers differs from that of a radio; the detector's time is what it is."
+                f"buffers differs from that of a radio; the {who}'s time is what it is."
                 if emulated
                 else ""
             ),
         ),
         "rows": [
             {"name": name, "meaning": meaning.get(name, ""), **run.metrics["latency_ms"][name]}
-            for name in STAGES
+            for name in (*stages, *(name for name in meaning if name not in stages))
             if name in run.metrics.get("latency_ms", {})
         ],
     }
@@ -640,10 +695,28 @@ def losses_section(run: Run) -> dict[str, Any]:
 
 def reproduce_section(run: Run) -> dict[str, Any]:
     """Command lines that make this again."""
+    others = [other for other in engines.available() if other != run.info["detector"]]
+    also = [("What another detector would have decided on the same air.", ["--detector", others[0]])] if others else []
+    again = []
+    if run.folder.path.name != "same":
+        again += ["--detector", str(run.info["detector"])]
+        for key, value in run.info.get("options", {}).items():
+            again += ["--option", f"{key}={json.dumps(value)}"]
+    return shared_reproduction(run, again, also)
+
+
+def shared_reproduction(run: Run, again: list[str], also: Sequence[tuple[str, list[str]]]) -> dict[str, Any]:
+    """Command lines for a run or replay of any link.
+
+    Args:
+        run: of any link.
+        again: arguments behind the folder with which a replay was made.
+        also: what else a replay of the recording can tell, and its arguments.
+    """
     scenario = run.scenario
     live = run.live.path if run.live else run.folder.path.resolve().parent.parent
     name, overrides = scenario_arguments(scenario)
-    command = ["semair", "run", "random-access", "--scenario", name or f"{_slug(scenario.name)}.toml"]
+    command = ["semair", "run", scenario.kind, "--scenario", name or f"{_slug(scenario.name)}.toml"]
     for override in overrides:
         command += ["--set", override]
     if run.live_info.get("frames"):
@@ -656,21 +729,9 @@ def reproduce_section(run: Run) -> dict[str, Any]:
         lines.append(
             ("The same decisions again, from the recording, bit for bit.", shlex.join(["semair", "replay", str(live)]))
         )
-        others = [other for other in engines.available() if other != run.info["detector"]]
-        if others:
-            lines.append(
-                (
-                    "What another detector would have decided on the same air.",
-                    shlex.join(["semair", "replay", str(live), "--detector", others[0]]),
-                )
-            )
+        lines += [(text, shlex.join(["semair", "replay", str(live), *arguments])) for text, arguments in also]
         if run.is_replay:
-            again = ["semair", "replay", str(live)]
-            if run.folder.path.name != "same":
-                again += ["--detector", str(run.info["detector"])]
-                for key, value in run.info.get("options", {}).items():
-                    again += ["--option", f"{key}={json.dumps(value)}"]
-            lines.insert(0, ("This replay.", shlex.join(again)))
+            lines.insert(0, ("This replay.", shlex.join(["semair", "replay", str(live), *again])))
     lines.append(("This page again.", shlex.join(["semair", "report", str(run.folder.path)])))
     return {
         "lines": lines,
@@ -726,7 +787,8 @@ def _toml_value(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _figure(svg: str, caption: str) -> tuple[Markup, str]:
+def captioned(svg: str, caption: str) -> tuple[Markup, str]:
+    """A figure with its caption, for the template."""
     # The figures escape what they are given; everything else on the page is escaped by the template.
     return Markup(svg), caption
 
@@ -737,7 +799,7 @@ def _options(run: Run) -> dict[str, Any]:
     return run.scenario.detector.options if run.info["detector"] == run.scenario.detector.name else {}
 
 
-def _field(section: BaseModel, name: str) -> tuple[str, str, str]:
+def field_row(section: BaseModel, name: str) -> tuple[str, str, str]:
     """Name, value and description of one field."""
     return name, _plain(getattr(section, name)), type(section).model_fields[name].description or ""
 
@@ -765,7 +827,8 @@ def _setting(key: str, value: Any) -> str:
     return _plain(value) + (" dB" if value and key.endswith("_db") else "")
 
 
-def _when(created: str) -> str:
+def when_text(created: str) -> str:
+    """A time as people read it."""
     try:
         return datetime.fromisoformat(created).strftime("%Y-%m-%d %H:%M:%S %Z")
     except ValueError:
