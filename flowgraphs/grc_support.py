@@ -14,7 +14,7 @@ from ..blocks.runtime import Failsafe
 from ..blocks.waveforms.air import Air
 from ..blocks.waveforms.downlink import Downlink
 from ..errors import ScenarioError
-from . import random_access
+from . import csi_feedback, random_access
 from .radios import make_radio, requested_settings
 from .random_access import first_failure
 from .runfolder import RunFolder, provenance
@@ -37,8 +37,8 @@ def make_downlink(scenario: Scenario) -> Downlink:
     return radio.downlink().downlink
 
 
-def check_antennas(scenario: Scenario, n_antennas: int) -> None:
-    """Compare a scenario with the number of antennas a flowgraph is drawn for.
+def check_antennas(scenario: Scenario, n_antennas: int, n_users: int | None = None) -> None:
+    """Compare a scenario with the numbers of antennas, and of users of CSI feedback, that a flowgraph is drawn for.
 
     Raises:
         ScenarioError: they differ.
@@ -48,6 +48,22 @@ def check_antennas(scenario: Scenario, n_antennas: int) -> None:
             f"scenario {scenario.name} has radio.n_antennas={scenario.radio.n_antennas}, this flowgraph is drawn for "
             f"{n_antennas}: choose another scenario, or connect the ports of all antennas in the flowgraph"
         )
+    if n_users is None:
+        return
+    given = "no section [csi]" if scenario.csi is None else f"csi.n_users={scenario.csi.n_users}"
+    if scenario.csi is None or scenario.csi.n_users != n_users:
+        raise ScenarioError(
+            f"scenario {scenario.name} has {given}, this flowgraph is drawn for {n_users} users that feed CSI back: "
+            "choose another scenario, or draw a receiver for every user in the flowgraph"
+        )
+
+
+def let_wait(transmitter: Any, scenario: Scenario) -> None:
+    """Let a sounding transmitter run ahead of the channel emulator, which waits for the users' answers.
+
+    Only the stream of the first antenna goes there: the others keep the transmitter from running ahead of the users.
+    """
+    transmitter.set_min_output_buffer(0, csi_feedback.waiting_samples(scenario))
 
 
 def tail_samples(scenario: Scenario, air: Air | None = None) -> int:
@@ -80,14 +96,19 @@ def begin_run(folder: str | Path, scenario: Scenario) -> None:
     """
     run = RunFolder(Path(folder))
     run.create(overwrite=True)
+    decides: dict[str, Any] = {"detector": scenario.detector.name}
+    if scenario.csi is not None:
+        from .csi_feedback_run import make_codec, model_facts
+
+        decides = {"model": model_facts(make_codec(scenario))}
     run.write_json(
         run.run_json,
         {
             "format": 1,
-            "kind": "random-access flowgraph",
+            "kind": f"{scenario.kind} flowgraph",
             **provenance(),
             "scenario": scenario_dict(scenario),
-            "detector": scenario.detector.name,
+            **decides,
         },
     )
 
@@ -98,6 +119,16 @@ def print_decision(fields: dict[str, Any], snapshots: np.ndarray) -> None:
     print(  # noqa: T201
         f"frame {fields['frame']:5d}  L = {fields['length']:2d}  beacon {fields['snr_db']:5.1f} dB  "
         f"CFO {fields['cfo_hz']:8.1f} Hz  {1e3 * fields['detect_s']:5.2f} ms  active: {users}",
+        flush=True,
+    )
+
+
+def print_csi(fields: dict[str, Any], _: np.ndarray) -> None:
+    """Print one slot of CSI feedback as a line: the SNR behind the combining of every user that was decoded."""
+    told = "  ".join(f"user {user} {fields['word_snr_db'][user]:4.1f} dB" for user in fields["users"]) or "none"
+    print(  # noqa: T201
+        f"frame {fields['frame']:5d}  beacon {fields['snr_db']:5.1f} dB  CFO {fields['cfo_hz']:8.1f} Hz  "
+        f"{1e3 * fields['decode_s']:5.2f} ms  decoded: {told}",
         flush=True,
     )
 
@@ -135,6 +166,15 @@ def guard(top_block: Any, when_done: Callable[[], object] | None = None) -> thre
     watcher = threading.Thread(target=watch, name="flowgraph guard", daemon=True)
     watcher.start()
     return watcher
+
+
+def warm_up(top_block: Any) -> None:
+    """Load networks and compile what is compiled at first use, one block after another; call it before the start.
+
+    Blocks that do so in threads of their own wait for each other at best, and crash in libraries at worst.
+    """
+    for block in _blocks(top_block):
+        block.warm_up()
 
 
 def raise_failure(top_block: Any) -> None:

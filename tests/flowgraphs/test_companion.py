@@ -25,8 +25,9 @@ from semair.blocks.messages import pack
 from semair.captures.reader import Recording
 from semair.errors import ScenarioError, SetupError
 from semair.flowgraphs import companion, grc_support
+from semair.flowgraphs.csi_feedback_run import run_csi_feedback
 from semair.flowgraphs.run import run_random_access
-from semair.flowgraphs.runfolder import unpack_users
+from semair.flowgraphs.runfolder import RunFolder, unpack_users
 from semair.flowgraphs.scenario import load_scenario
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
@@ -72,8 +73,13 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: companion.compile_flowgraph(path, folder) for name, path in FLOWGRAPHS.items()}
 
 
-def test_the_three_flowgraphs_are_shipped() -> None:
-    assert set(FLOWGRAPHS) == {"random_access_loopback", "random_access_qt", "random_access_replay"}
+def test_the_four_flowgraphs_are_shipped() -> None:
+    assert set(FLOWGRAPHS) == {
+        "csi_feedback_loopback",
+        "random_access_loopback",
+        "random_access_qt",
+        "random_access_replay",
+    }
     assert all(path.is_file() for path in FLOWGRAPHS.values())
 
 
@@ -270,6 +276,25 @@ def test_compiled_flowgraphs_end_with_an_error_where_something_is_wrong(
     assert (foreign / "thesis.txt").read_text() == "years of work"
 
 
+@pytest.mark.slow
+def test_compiled_csi_feedback_recovers_what_the_python_flowgraph_recovers(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    program = companion.compile_flowgraph(FLOWGRAPHS["csi_feedback_loopback"], tmp_path)
+    done = run(program, tmp_path, "--n-frames", "5")
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"^frame +(\d+) .* decoded: (.+)$", done.stdout, re.MULTILINE)
+    told = {int(frame): [float(x) for x in re.findall(r"user \d+ +(-?[\d.]+) dB", text)] for frame, text in lines}
+
+    result = run_csi_feedback(load_scenario("csi-lab"), tmp_path / "python", n_frames=5, record=False)
+    rows = result.folder.rows(result.folder.decisions)
+    assert told == {int(row["frame"]): [float(f"{x:.1f}") for x in row["word_snr_db"]] for row in rows}
+    assert sorted(told) == list(range(5))
+
+    folder = RunFolder(tmp_path / "runs" / "companion-csi")
+    assert folder.scenario() == load_scenario("csi-lab")
+    assert Recording.open(folder.recording).n_channels == 4
+
+
 def failing(fields: dict[str, Any], vector: np.ndarray) -> None:
     raise ScenarioError("the cable is out")
 
@@ -324,6 +349,11 @@ def test_a_flowgraph_drawn_for_other_antennas_says_so() -> None:
     with pytest.raises(ScenarioError, match=r"radio\.n_antennas=4, this flowgraph is drawn for 2"):
         grc_support.check_antennas(load_scenario("lab"), 2)
     grc_support.check_antennas(load_scenario("lab"), 4)
+    grc_support.check_antennas(load_scenario("csi-lab"), 4, n_users=2)
+    with pytest.raises(ScenarioError, match=r"csi\.n_users=2, this flowgraph is drawn for 3"):
+        grc_support.check_antennas(load_scenario("csi-lab"), 4, n_users=3)
+    with pytest.raises(ScenarioError, match=r"no section \[csi\]"):
+        grc_support.check_antennas(load_scenario("lab"), 4, n_users=2)
 
 
 def test_the_tail_covers_the_delay_of_the_air() -> None:
