@@ -366,6 +366,9 @@ class TrainingRun(Generic[ConfigT, NetworkT]):
         network.load_state_dict(self.average if self.average is not None else self.network.state_dict())
         return network.to(self.device).eval()
 
+    def settle(self, network: NetworkT) -> None:
+        """Make the choices that are left to the end of training; most have none."""
+
     def save(self) -> None:
         """Write a checkpoint in one piece, replacing the one before."""
         from safetensors.torch import save
@@ -458,6 +461,7 @@ class TrainingRun(Generic[ConfigT, NetworkT]):
         """Measure on draws that training never used, and write model, card and curve."""
         config = self.config
         network = self.kept()
+        self.settle(network)
         kind = str(config.network["kind"])
         card = Card(
             name=config.name,

@@ -39,6 +39,7 @@ SHIPPED = Path(__file__).parent / "configs"
 WEIGHTS = Path(__file__).parent / "weights"
 
 _CHUNK = 250
+_SETTLING_DROPS = 100
 
 
 class ValidationSection(Section):
@@ -271,6 +272,12 @@ class CsiTraining(TrainingRun[TrainingConfig, networks.Network]):
             batch = conditioned(self._validation.to(self.device), length, settings.snr_db)
             found[length] = 10 * math.log10(float(drop_nmse(network, batch, generator).mean()))
         return found
+
+    def settle(self, network: networks.Network) -> None:
+        """Let the network choose what gradients could not, from draws of training."""
+        generator = torch.Generator().manual_seed(derived_seed(self.config.seed, "training", 1 << 41))
+        csi = _csi(_drawn(self.source, _SETTLING_DROPS, generator)).to(self.device)
+        network.settle(csi, self.config.mixture.lengths)
 
     def measure(self, network: networks.Network) -> tuple[Metric, ...]:
         """NMSE in dB over lengths and SNR, with a neighbour, without one, and with one far away; each source alone."""

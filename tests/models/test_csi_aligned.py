@@ -151,3 +151,23 @@ def test_drops_of_one_user_and_few_draws_are_enough_to_begin():
     network = networks.build("aligned", CONFIG)
     network.start_from(csi)
     assert np.isfinite(errors(network.eval(), csi, 8, 10.0)).all()
+
+
+def test_settling_plans_what_the_whole_network_does_best(training, test_drops):
+    torch.manual_seed(1)
+    network = networks.build("aligned", CONFIG)
+    network.start_from(training[:200])
+    network.eval()
+    # A plan that is wrong everywhere: as many symbols for the frame as fit, also where noise drowns them.
+    for code in (network.encoder.code, network.decoder.code):
+        for length in (8, 16):
+            code.plan[code.row(length)] = max(code.modes(length))
+    alone = torch.tensor([[True, False]]).expand(len(test_drops), 2)
+    before = {snr_db: errors(network, test_drops, 8, snr_db, alone).mean() for snr_db in (-10.0, 10.0)}
+    network.settle(training[:150], (8, 16))
+    after = {snr_db: errors(network, test_drops, 8, snr_db, alone).mean() for snr_db in before}
+    assert torch.equal(network.encoder.code.plan, network.decoder.code.plan)
+    # At -10 dB a frame cannot arrive at all.
+    assert network.encoder.code.plan[network.encoder.code.row(8), 0] == 0
+    assert after[-10.0] < before[-10.0]
+    assert after[10.0] <= before[10.0] * 1.02

@@ -64,7 +64,7 @@ class Shipped:
 
 
 @pytest.fixture(
-    scope="module", params=[("lab", 120), pytest.param(("paper", 60), marks=pytest.mark.slow)], ids=["lab", "paper"]
+    scope="module", params=[("lab", 120), pytest.param(("paper", 160), marks=pytest.mark.slow)], ids=["lab", "paper"]
 )
 def ours(request):
     return Shipped(*request.param)

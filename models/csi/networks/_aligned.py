@@ -25,10 +25,11 @@ MODES: tuple[tuple[int, float], ...] = (
 """Ways to send the frame: symbols, and power of each. The first sends none, and codes without turning."""
 
 _N_FRAME = max(symbols for symbols, _ in MODES)
-_SNRS_DB = (-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
+SNRS_DB = (-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
 """SNR at which plans are made; between them the nearest counts."""
 
 _FLOOR = 1e-6
+_MOST_FOR_FRAME = 0.6
 _STRANGER = 0.2
 """Probability that a neighbour's direction and kind tell nothing of a user's."""
 
@@ -97,7 +98,7 @@ class AlignedCode(nn.Module):
         self.register_buffer("log_prior", torch.full((n_shapes, self.n_angles), -math.log(n_frames)))
         self.register_buffer("angle_kin", torch.full((self.n_angles, self.n_angles), 1 / self.n_angles))
         self.register_buffer("shape_kin", torch.full((n_shapes, n_shapes), 1 / n_shapes))
-        self.register_buffer("plan", torch.zeros(len(self.plan_lengths), len(_SNRS_DB), dtype=torch.long))
+        self.register_buffer("plan", torch.zeros(len(self.plan_lengths), len(SNRS_DB), dtype=torch.long))
         modes = torch.tensor(MODES)
         self.register_buffer("mode_symbols", modes[:, 0].long(), persistent=False)
         self.register_buffer("mode_power", modes[:, 0] * modes[:, 1], persistent=False)
@@ -106,12 +107,20 @@ class AlignedCode(nn.Module):
 
     def mode(self, condition: Tensor) -> Tensor:
         """Planned mode; int64, (...) from conditions (..., number)."""
-        steps = (announced_snr_db(condition)[..., 0] - _SNRS_DB[0]) / (_SNRS_DB[1] - _SNRS_DB[0])
+        steps = (announced_snr_db(condition)[..., 0] - SNRS_DB[0]) / (SNRS_DB[1] - SNRS_DB[0])
         # A hair more, since both ends must agree for the round values that are half way.
-        at_snr = torch.round(steps + 1e-2).long().clamp(0, len(_SNRS_DB) - 1)
+        at_snr = torch.round(steps + 1e-2).long().clamp(0, len(SNRS_DB) - 1)
         # A hair more, lest a logarithm that should be whole is rounded down.
         at_length = torch.floor(torch.log2(condition[..., 3] * self.n) + 1e-3).long()
         return self.plan[at_length.clamp(0, len(self.plan_lengths) - 1), at_snr]
+
+    def row(self, length: int) -> int:
+        """Row of the plan that a length belongs to."""
+        return int(math.log2(length))
+
+    def modes(self, length: int) -> list[int]:
+        """Modes that leave enough of a length to the components."""
+        return [mode for mode, (symbols, power) in enumerate(MODES) if symbols * power <= _MOST_FOR_FRAME * length]
 
     def turn(self, features: Tensor, angle: Tensor) -> Tensor:
         """Turn CSI so that a direction of the grid becomes beam 0; (batch, tap, 2 beams)."""
@@ -420,12 +429,12 @@ class AlignedCode(nn.Module):
         turned = self.components(self.turn(features, angle), shape)
         for row, length in enumerate(self.plan_lengths):
             mask = (torch.arange(self.n) < length).float().repeat(2)
-            for column, snr_db in enumerate(_SNRS_DB):
+            for column, snr_db in enumerate(SNRS_DB):
                 condition = self._condition(length, snr_db).repeat(len(features), 1)
                 deviation = math.sqrt(0.5 * 10 ** (-snr_db / 10))
                 errors = []
-                for mode, (symbols, power) in enumerate(MODES):
-                    if symbols and symbols * power > 0.6 * length:
+                for mode, (symbols, _) in enumerate(MODES):
+                    if mode not in self.modes(length):
                         errors.append(math.inf)
                         continue
                     self.plan[row, column] = mode

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from ._aligned import AlignedCode
+from ._aligned import SNRS_DB, AlignedCode
 from ._layers import Attention, Embedding, FeedForward
 from ._linear import silent
 from .base import N_CONDITIONS, AttentionConfig, Network, NetworkConfig
@@ -51,11 +53,41 @@ class Aligned(Network):
 
     def start_from(self, csi: Tensor) -> None:
         """Take the code from these draws."""
-        ends = self.encoder.code, self.decoder.code
-        assert isinstance(ends[0], AlignedCode)
-        assert isinstance(ends[1], AlignedCode)
-        ends[0].fit(csi)
-        ends[1].load_state_dict(ends[0].state_dict())
+        first, second = self._codes()
+        first.fit(csi)
+        second.load_state_dict(first.state_dict())
+
+    def _codes(self) -> tuple[AlignedCode, AlignedCode]:
+        """Of encoder and decoder, which are alike."""
+        first, second = self.encoder.code, self.decoder.code
+        assert isinstance(first, AlignedCode)
+        assert isinstance(second, AlignedCode)
+        return first, second
+
+    @torch.no_grad()
+    def settle(self, csi: Tensor, lengths: Sequence[int]) -> None:
+        """Plan anew with what the layers make of each mode, users decoded alone."""
+        codes = self._codes()
+        users = csi.flatten(0, 1)
+        energy = users.abs().square().sum((1, 2))
+        n = len(users)
+        heard = torch.ones((n, 1), dtype=torch.bool, device=csi.device)
+        for length in lengths:
+            symbols = torch.full((n,), length, device=csi.device)
+            for column, snr_db in enumerate(SNRS_DB):
+                snr = torch.full((n,), snr_db, device=csi.device)
+                noise = torch.randn((n, self.config.max_length, 2), generator=torch.Generator().manual_seed(1))
+                noise = noise.to(csi.device) * (0.5 * 10 ** (-snr_db / 10)) ** 0.5
+                errors = {}
+                for mode in codes[0].modes(length):
+                    for code in codes:
+                        code.plan[code.row(length), column] = mode
+                    received = self.encode(users, symbols, snr) + torch.view_as_complex(noise)
+                    found = self.decode(received[:, None], symbols, snr[:, None], heard)[:, 0]
+                    gain = torch.sqrt(energy / users[0].numel())[:, None, None]
+                    errors[mode] = float(((found * gain - users).abs().square().sum((1, 2)) / energy).mean())
+                for code in codes:
+                    code.plan[code.row(length), column] = min(errors, key=errors.__getitem__)
 
 
 class _Layer(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -79,6 +80,14 @@ class Network(nn.Module):
 
     def start_from(self, csi: Tensor) -> None:
         """Set weights before training from draws of it; complex64, (drop, user, tap, beam). Most kinds do nothing."""
+
+    def settle(self, csi: Tensor, lengths: Sequence[int]) -> None:
+        """Choose once trained what gradients cannot, from draws; complex64, (drop, user, tap, beam). Most do nothing.
+
+        Args:
+            csi: draws of training.
+            lengths: symbols that feedback will have.
+        """
 
     def encode(self, csi: Tensor, lengths: Tensor, snr_db: Tensor) -> Tensor:
         """Compress CSI into symbols of unit average power.
