@@ -301,6 +301,13 @@ def replay(
         str | None, typer.Option("--detector", "-d", help="What would this detector have decided on the same air?")
     ] = None,
     option: Annotated[list[str] | None, typer.Option(help="Option of that detector, name=value.")] = None,
+    channel: Annotated[
+        bool,
+        typer.Option(
+            "--channel",
+            help="CSI feedback: send new codes, of --detector or --option feedback_length=N, over the recorded uplink.",
+        ),
+    ] = False,
     channels: Annotated[
         str | None, typer.Option(help="Recorded channels to take as antennas, in this order, e.g. 2,0,1.")
     ] = None,
@@ -376,8 +383,19 @@ def replay(
         raise ScenarioError(
             f"{path} is a run, which has its own scenario: leave --scenario out, or give the recording in it"
         )
+    if channel and (scenario is not None or play != PlayOptions() or speed is not None):
+        raise ScenarioError("--channel takes the folder of a run, --detector and --option; leave other options out")
+    if channel and kind_of_run(path) != "csi-feedback":
+        raise ScenarioError(
+            f"{path}: --channel is for runs of CSI feedback; for random access run `semair capture channel`, and "
+            "then `semair run random-access --channel`"
+        )
     with frame_progress("slots", quiet=as_json) as on_progress:
-        if scenario is None:
+        if channel:
+            from ..flowgraphs.csi_channel_replay import replay_channel
+
+            result = replay_channel(path, detector=detector, options=options_of(option), on_progress=on_progress)
+        elif scenario is None:
             result = module_of(kind_of_run(path)).replay_run(
                 path, detector=detector, options=options_of(option), play=play, speed=speed, on_progress=on_progress
             )
@@ -415,7 +433,10 @@ def replay(
             out.print(f"{result.extra} slots that the live run had not decided")
         if not result.live:
             say(f"{result.extra} slots decided, in {result.folder.path}")
-        _show_playback(result.playback)
+        if result.playback:
+            _show_playback(result.playback)
+        if result.metrics.get("run_nmse_db"):
+            say(f"the run's own NMSE was {result.metrics['run_nmse_db'][0]:.2f} dB; folder {result.folder.path}")
         out.print(f"{result.air_s:.2f} s of air in {result.wall_s:.2f} s")
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
@@ -704,11 +725,11 @@ def _show_metrics(metrics: dict[str, Any], title: str) -> None:
         )
     latency = metrics.get("latency_ms") or {}
     if latency:
-        detect, total = latency.get("detect") or latency["decode"], latency["total"]
+        detect, total = latency.get("detect") or latency["decode"], latency.get("total")
         name = "detector" if "detect" in latency else "decoder"
         out.print(
-            f"latency     {name} {detect['p50']:.2f} ms (p99 {detect['p99']:.2f}), "
-            f"frame start to decision {total['p50']:.0f} ms (p99 {total['p99']:.0f})"
+            f"latency     {name} {detect['p50']:.2f} ms (p99 {detect['p99']:.2f})"
+            + (f", frame start to decision {total['p50']:.0f} ms (p99 {total['p99']:.0f})" if total else "")
         )
     for name, count in metrics.get("flagged", {}).items():
         out.print(f"[yellow]flagged     {count} slots: {_meaning(metrics, name)}[/]")

@@ -354,14 +354,14 @@ def _reproduce(run: Run) -> dict[str, Any]:
     again = [] if name == "same" else ["--detector", wanted.model]
     replayed = run.info.get("channel_replay")
     if replayed:
-        again = ["--channel", *again, *(part for one in replayed["overrides"] for part in ("--set", one))]
+        again = ["--channel", *again, *(f"--option={name}={value}" for name, value in replayed["options"].items())]
     also = []
     if run.live is not None and (run.live.path / CHANNELS).is_file():
         half = max(wanted.feedback_length // 2, 1)
         also.append(
             (
                 "What codes of another length would have brought over the recorded uplink.",
-                ["--channel", "--set", f"csi.feedback_length={half}"],
+                ["--channel", "--option", f"feedback_length={half}"],
             )
         )
     return build.shared_reproduction(run, again, also)
