@@ -243,7 +243,8 @@ def _decide(live: np.ndarray, slot: np.ndarray, scenario: Scenario, codec: Any, 
     feedback = receive_feedback(slot, scenario.csi_frame)
     middle = time.perf_counter()
     snr_db = np.where(feedback.heard, feedback.snr_db, 0.0).clip(*_SNR_DB)
-    csi, decoded = codec.decode(feedback.words, snr_db)
+    wanted = require_csi(scenario)
+    csi, decoded = codec.decode(feedback.words, snr_db, wanted.snr_db)
     row = np.zeros((), dtype)
     for name in ("frame", "sample_time", "counted", "fraction", "cfo_hz", "metric", "snr_db", "noise_power"):
         row[name] = live[name]
