@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from semair.models.csi import networks
 from semair.models.csi.channels import ChannelConfig, Clustered, stream
 from semair.models.csi.klt import KltCode

@@ -62,7 +62,9 @@ def decoded(network, received, present, length=LENGTH, snr_db=10.0):
 
 def test_kinds_are_found_in_their_modules():
     assert list(networks.available()) == ["aligned", "csinet", "munet"]
-    with pytest.raises(ScenarioError, match="network kind 'transnet' is unknown; choose one of: aligned, csinet, munet"):
+    with pytest.raises(
+        ScenarioError, match="network kind 'transnet' is unknown; choose one of: aligned, csinet, munet"
+    ):
         networks.build("transnet")
     with pytest.raises(ScenarioError, match=r"width=10 must be a multiple of heads=4"):
         networks.build("aligned", {"width": 10})
