@@ -30,6 +30,15 @@ CONFIG = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Many small steps are slower on several threads, and far slower where something else runs beside them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def training():
     return Clustered(CHANNEL).draw(1500, stream("train", 1), (0.5, 2.0)).delay_angle
