@@ -184,11 +184,12 @@ def test_a_server_that_vanishes_is_named_and_the_recording_is_whole(tmp_path, ho
 
 
 class SlowListener(Failsafe, gr.sync_block):
-    """Takes nothing before it may."""
+    """Takes nothing before it may, and then all that comes."""
 
     def __init__(self, n_ports: int, may: Callable[[], bool]) -> None:
         gr.sync_block.__init__(self, "slow listener", [np.complex64] * n_ports, None)
         self.may = may
+        self.waits = True
         self.samples: list[np.ndarray] = []
         self.times: list[tuple[int, int]] = []
 
@@ -196,10 +197,12 @@ class SlowListener(Failsafe, gr.sync_block):
     def work(self, input_items, output_items):
         deadline = time.monotonic() + PATIENCE_S / 2
         # GNU Radio need not call again a block that took nothing of full buffers.
-        while not self.may():
+        while self.waits and not self.may():
             if time.monotonic() > deadline:
                 raise TimeoutError("what the listener waits for did not come")
             time.sleep(1e-3)
+        # A server whose run has ended counts nothing any more, while the last of it is still on its way here.
+        self.waits = False
         for tag in input_tags(self, 0, len(input_items[0])):
             if pmt.equal(tag.key, RX_TIME):
                 self.times.append((tag.offset, time_ticks(tag.value, RATE_HZ)))
