@@ -425,6 +425,9 @@ class _Claim:
         weakref.finalize(self, self._socket.close)
 
 
+# Of all sinks there were. A sink's thread may report a burst when the flowgraph has already let go of both: GNU Radio
+# ends the process where nobody is there to hear it.
+_LISTENERS: list[Any] = []
 _CLAIMS: weakref.WeakValueDictionary[str, _Claim] = weakref.WeakValueDictionary()
 
 
@@ -514,6 +517,7 @@ def _counting(sink: Any, n: int, events: Counter[str]) -> Any:
                 self, "uhd_sink", gr.io_signature(n, n, gr.sizeof_gr_complex), gr.io_signature(0, 0, 0)
             )
             self.news = News()
+            _LISTENERS.append(self.news)
             for port in range(n):
                 self.connect((self, port), (sink, port))
             self.msg_connect((sink, "async_msgs"), (self.news, "in"))
