@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "card.json"
+_LOSS_OF_HALF = 1e-3
 _LIBRARIES = ("torch", "numpy", "safetensors", "semair")
 
 
@@ -142,6 +143,26 @@ def save_model(folder: str | Path, card: Card, tensors: Mapping[str, Tensor]) ->
     except OSError as error:
         raise StorageError(f"model folder {place} cannot be written: {error}") from error
     return written
+
+
+def halved(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices in half precision, but for those that lose more than a thousandth of their norm by it.
+
+    Networks load them into single precision, so that files are half as large and computing stays the same. Not all
+    networks bear it: an activity detector with batch normalisation erred a quarter more, figures of CSI and pictures
+    changed in the fourth digit.
+
+    Args:
+        tensors: weights by name; what is not float32 stays as it is.
+    """
+    from torch import float32
+
+    def kept(tensor: Tensor) -> Tensor:
+        half = tensor.half()
+        fits = tensor.dtype == float32 and (half.float() - tensor).norm() <= _LOSS_OF_HALF * tensor.norm()
+        return half if fits and tensor.ndim > 1 else tensor
+
+    return {name: kept(tensor.detach()) for name, tensor in tensors.items()}
 
 
 def load_card(folder: str | Path, task: str | None = None) -> Card:

@@ -33,6 +33,7 @@ from .cards import (
     NetworkSection,
     TrainingSection,
     git_commit,
+    halved,
     save_model,
     write_atomically,
 )
@@ -42,6 +43,8 @@ CURVE_FILE = "curve.png"
 
 _PURPOSES = {"weights": 0, "training": 1, "validation": 2, "test": 3}
 _REPORT_S = 0.5
+OVER_SNR = ("psnr_db", "lost_share")
+"""Figures that are measured over SNR, not over lengths."""
 
 
 class Section(BaseModel):
@@ -206,6 +209,9 @@ class TrainingRun(Generic[ConfigT, NetworkT]):
     figure: ClassVar[str]
     """What `errors` measures; a name in the learning curve."""
 
+    half: ClassVar[bool] = False
+    """Keep matrices in half precision, see `cards.halved`: where networks of the task do not mind."""
+
     origin: Mapping[str, Any] = MappingProxyType({})
     """What the run depends on beside its configuration, in plain values; a checkpoint of another one is refused."""
 
@@ -220,7 +226,7 @@ class TrainingRun(Generic[ConfigT, NetworkT]):
             [group for group in groups if group["params"]],
             lr=settings.lr,
             betas=settings.betas,
-            fused=device.type == "cuda",
+            fused=True,
         )
         self.average = (
             {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
@@ -462,6 +468,11 @@ class TrainingRun(Generic[ConfigT, NetworkT]):
         config = self.config
         network = self.kept()
         self.settle(network)
+        weights = network.state_dict()
+        if self.half:
+            weights = halved(weights)
+            # What is measured below is what will be loaded.
+            network.load_state_dict(weights)
         kind = str(config.network["kind"])
         card = Card(
             name=config.name,
@@ -494,7 +505,7 @@ class TrainingRun(Generic[ConfigT, NetworkT]):
                 **self.findings,
             },
         )
-        written = save_model(self.place, card, network.state_dict())
+        written = save_model(self.place, card, weights)
         try:
             plot_curve(written, self.figure, self.place / CURVE_FILE)
             (self.place / CHECKPOINT_FILE).unlink(missing_ok=True)
@@ -522,7 +533,7 @@ def plot_curve(card: Card, figure_name: str, path: str | Path) -> None:
         values = [point[figure_name][length] for point in points]
         if not in_db:
             values = [max(value, 1e-7) for value in values]
-        name = f"SNR = {length} dB" if figure_name == "psnr_db" else f"L = {length}"
+        name = f"SNR = {length} dB" if figure_name in OVER_SNR else f"L = {length}"
         right.plot(steps, values, color=(shade[0], 0.3, 1 - shade[1]), label=name)
     right.set(xlabel="step", ylabel=figure_name.replace("_", " "), title="validation")
     if not in_db:

@@ -612,7 +612,9 @@ def _clusters(
     )
 
 
+# Kept tensors serve training, too, whoever asked first.
 @cache
+@torch.inference_mode(False)
 def _couplings(device: torch.device) -> Tensor:
     """Permutations of the rays, int64 (coupling, ray)."""
     rng = np.random.default_rng(7)

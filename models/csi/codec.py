@@ -94,7 +94,7 @@ class Codec:
         self._check(length, snr_db)
         scaled = values / np.sqrt(power)
         features = np.concatenate([scaled.real, scaled.imag], -1)[None].astype(np.float32)
-        inputs = (features, self._condition(length, snr_db)[None])
+        inputs = (features, self._condition(length, snr_db, snr_db)[None])
         if 0 not in self._engines:
             self._engines[0] = make_engine(self._network.encoder, inputs, self._engine_name, [()] * 2)
         code = self._engines[0].run(*inputs)[0].astype(np.float64)
@@ -102,7 +102,7 @@ class Codec:
         return (word / np.sqrt(max(float(np.mean(np.abs(word) ** 2)), _TINY))).astype(np.complex64)
 
     def decode(
-        self, received: Complex, snr_db: NDArray[np.floating] | float, announced_db: float | None = None
+        self, received: Complex, snr_db: NDArray[np.floating] | float, announced_db: float
     ) -> tuple[Complex, NDArray[np.bool_]]:
         """Recover the CSI of neighbouring users together.
 
@@ -112,7 +112,7 @@ class Codec:
         Args:
             received: complex64, (user, symbol): scaled so that a symbol was sent with unit mean power.
             snr_db: of a received symbol; one for all, or (user,).
-            announced_db: what users were told when they encoded; None: `snr_db`.
+            announced_db: what users were told when they encoded: codes are planned for it.
 
         Returns:
             CSI of about unit mean power, complex64 (user, tap, beam), zero for users left out; and bool, (user,): who
@@ -133,7 +133,7 @@ class Codec:
         there = finite.all(1) & np.where(finite, values, 0).any(1)
         for user in np.flatnonzero(there):
             self._check(length, float(snr[user]))
-        self._check(length, 0.0 if announced_db is None else announced_db)
+        self._check(length, announced_db)
         with np.errstate(over="ignore"):
             power = np.mean(np.abs(values[there].astype(np.complex128)) ** 2, axis=1)
         there[there] = power <= _LOUDEST * (1 + 10 ** (-np.clip(snr[there], -20, 40) / 10))
@@ -159,8 +159,8 @@ class Codec:
         if not np.isfinite(snr_db):
             raise ValueError(f"snr_db={snr_db}: must be finite")
 
-    def _condition(self, length: int, snr_db: float, announced_db: float | None = None) -> NDArray[np.float32]:
-        told = torch.tensor(snr_db if announced_db is None else announced_db, dtype=torch.float32)
+    def _condition(self, length: int, snr_db: float, announced_db: float) -> NDArray[np.float32]:
         with torch.inference_mode():
-            conditions = self._network.conditions(torch.tensor(length), torch.tensor(snr_db, dtype=torch.float32), told)
+            snr, told = (torch.tensor(value, dtype=torch.float32) for value in (snr_db, announced_db))
+            conditions = self._network.conditions(torch.tensor(length), snr, told)
         return conditions.numpy()

@@ -180,7 +180,9 @@ class Tables:
     columns: Tensor
 
 
+# Kept tensors serve training, too, whoever asked first.
 @cache
+@torch.inference_mode(False)
 def tables(sites: tuple[Site, ...], frequency_hz: float, device: torch.device) -> Tables:
     """Collect the environments of several sites on a device."""
     spreads, mixing, distances, columns = [], [], [], []

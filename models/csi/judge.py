@@ -20,7 +20,7 @@ class Coder(Protocol):
         """See `codec.Codec.encode`."""
 
     def decode(
-        self, received: Complex, snr_db: NDArray[np.floating] | float, announced_db: float | None = None
+        self, received: Complex, snr_db: NDArray[np.floating] | float, announced_db: float
     ) -> tuple[Complex, NDArray[np.bool_]]:
         """See `codec.Codec.decode`."""
 

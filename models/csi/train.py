@@ -213,6 +213,7 @@ class CsiTraining(TrainingRun[TrainingConfig, networks.Network]):
     """State of one training run of a CSI feedback network."""
 
     figure = "nmse_db"
+    half = True
 
     def __init__(
         self,

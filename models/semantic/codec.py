@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from ...errors import ModelError
 from ..engine import Engine, make_engine
-from . import link
+from . import frames, link
 from .evaluate import Joined, load_contender
 from .networks import Network
 from .networks.base import MULTIPLE, PIXELS
 
 Complex = NDArray[np.complex64]
-Transmitter = Callable[..., tuple[Tensor, Tensor | None, Tensor | None]]
+Real = NDArray[np.float32]
 
 
 class Sent(NamedTuple):
@@ -107,11 +108,11 @@ class PictureCodec:
             raise ValueError(f"csi is {known.dtype} {known.shape}; needs complex {(len(sent), *self.size[::-1])}")
         if not (np.isfinite(known).all() and np.isfinite(snr_db) and np.isfinite(csi_nmse_db)):
             raise ValueError(f"csi, csi_nmse_db={csi_nmse_db} and snr_db={snr_db} must be finite")
-        batch = torch.from_numpy(sent.astype(np.float32) / 255).permute(0, 3, 1, 2)[None]
-        rows = torch.from_numpy(known.astype(np.complex64))[None]
-        with torch.inference_mode(), _one_thread():
-            frame = link.transmit(self._running, batch, rows, torch.tensor([csi_nmse_db]), torch.tensor([snr_db]))
-        return Sent(*(part[0].permute(2, 0, 1).contiguous().numpy() for part in (frame.reference, frame.data)))
+        squares = np.ascontiguousarray(np.moveaxis(sent, 3, 1), np.float32) / np.float32(255)
+        rows = np.ascontiguousarray(known, np.complex64)
+        with one_thread():
+            reference, data, _ = frames.transmit(self._running, squares, rows, float(csi_nmse_db), float(snr_db))
+        return Sent(*(np.ascontiguousarray(np.moveaxis(part, 2, 0)) for part in (reference, data)))
 
     def receive(
         self, reference: Complex, data: Complex, noise_power: float, user: int, size: tuple[int, int]
@@ -136,7 +137,7 @@ class PictureCodec:
             raise ValueError(f"user={user} of {len(reference)}, noise_power={noise_power}: out of range")
         pilots, grid = (torch.from_numpy(part.astype(np.complex64).T.copy())[None, None] for part in (reference, data))
         tokens = (size[0] // PIXELS, size[1] // PIXELS)
-        with torch.inference_mode(), _one_thread():
+        with torch.inference_mode(), one_thread():
             noise = torch.tensor([[max(noise_power, 1e-12)]], dtype=torch.float32)
             heard = link.hear(self._running, pilots, grid, noise, tokens, (user,))
             picture = link.decode(self._running, heard)[0, 0]
@@ -155,31 +156,41 @@ class _Running:
         self._joined = Joined(network.transmitter) if network.transmitter is not None else None
         self._engines: dict[tuple[object, ...], Engine] = {}
 
-    def encoder(self, *inputs: Tensor) -> Tensor:
-        return self._run("encoder", self._network.encoder, inputs)
+    @property
+    def transmits(self) -> bool:
+        return self._joined is not None
+
+    def encode(self, pictures: Real, condition: Real) -> Real:
+        return self._run("encoder", self._network.encoder, (pictures, condition))
+
+    def transmit(self, symbols: Real, csi: Real, condition: Real) -> tuple[Real, Real | None, Real | None]:
+        assert self._joined is not None
+        flat = self._run("transmitter", self._joined, (symbols[None], csi[None], condition[None]))
+        parts: list[Real | None] = []
+        at = 0
+        for shape in self._joined.shapes(1, *symbols.shape):
+            n = 0 if shape is None else math.prod(shape)
+            parts.append(None if shape is None else flat[at : at + n].reshape(shape[1:]))
+            at += n
+        assert parts[0] is not None
+        return parts[0], parts[1], parts[2]
 
     def decoder(self, *inputs: Tensor) -> Tensor:
-        return self._run("decoder", self._network.decoder, inputs)
+        return torch.from_numpy(self._run("decoder", self._network.decoder, [values.numpy() for values in inputs]))
 
-    @property
-    def transmitter(self) -> Transmitter | None:
-        return None if self._joined is None else self._transmit
-
-    def _transmit(self, symbols: Tensor, csi: Tensor, condition: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        assert self._joined is not None
-        flat = self._run("transmitter", self._joined, (symbols, csi, condition))
-        return self._joined.parts(flat, symbols, csi)
-
-    def _run(self, name: str, module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-        arrays = [np.ascontiguousarray(values.numpy()) for values in inputs]
+    def _run(self, name: str, module: torch.nn.Module, inputs: Sequence[NDArray[Any]]) -> Real:
+        arrays = [np.ascontiguousarray(values) for values in inputs]
         key = (name, *(array.shape for array in arrays))
         if key not in self._engines:
             self._engines[key] = make_engine(module, arrays, self._name, [()] * len(arrays))
-        return torch.from_numpy(self._engines[key].run(*arrays))
+        return self._engines[key].run(*arrays)
 
 
-class _one_thread:  # noqa: N801
-    """Lets torch use one thread, as engines do: the same bits whatever runs beside."""
+class one_thread:  # noqa: N801
+    """Lets torch use one thread, as engines do: the same bits whatever runs beside.
+
+    Where several threads run codecs, around all of them: each by itself would change the number back and forth.
+    """
 
     def __enter__(self) -> None:
         self._before = torch.get_num_threads()

@@ -6,6 +6,7 @@ precoding, channel and receiver, the very ones that networks have.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -59,20 +60,39 @@ class DigitalContender:
         self, pictures: Tensor, channels: Channels, snr_db: float, generator: torch.Generator
     ) -> tuple[Tensor, NDArray[np.bool_]]:
         """See `evaluate.Contender`."""
-        b, k, _, rows, columns = pictures.shape
-        squares = (pictures * 255 + 0.5).byte().permute(0, 1, 3, 4, 2).numpy()
+        rows, columns = pictures.shape[-2:]
         n_symbols = used_symbols(self.config, rows, columns)
-        symbols = np.stack([[self.coder.encode(one, n_symbols) for one in drop] for drop in squares])
-        snr = torch.full((b,), snr_db)
+        symbols = np.stack([[self.coder.encode(one, n_symbols) for one in drop] for drop in as_bytes(pictures)])
+        snr = torch.full((len(pictures),), snr_db)
         received, noise = sent_through(self.config, torch.from_numpy(symbols), channels, snr, generator)
-        found = torch.full_like(pictures, FAILED_LEVEL)
-        failed = np.zeros((b, k), bool)
-        for at in np.ndindex(b, k):
-            picture = self.coder.decode(received[at], noise[at], (rows, columns))
-            failed[at] = picture is None
-            if picture is not None:
-                found[at] = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
-        return found, failed
+        return as_shown(pictures, lambda at: self.coder.decode(received[at], noise[at], (rows, columns)))
+
+
+def as_bytes(pictures: Tensor) -> NDArray[np.uint8]:
+    """Pictures as coders take them; uint8 (..., row, column, 3) from float32 (..., 3, row, column) in [0, 1]."""
+    return (pictures * 255 + 0.5).byte().movedim(-3, -1).numpy()
+
+
+def as_shown(
+    pictures: Tensor, decode: Callable[[tuple[int, ...]], NDArray[np.uint8] | None]
+) -> tuple[Tensor, NDArray[np.bool_]]:
+    """What users see, grey where nothing was decoded.
+
+    Args:
+        pictures: float32, (batch, user, 3, row, column): as sent.
+        decode: makes the picture of one place (batch, user), None where it fails.
+
+    Returns:
+        float32, of the shape of `pictures`, and which failed, bool (batch, user).
+    """
+    found = torch.full_like(pictures, FAILED_LEVEL)
+    failed = np.zeros(tuple(pictures.shape[:2]), bool)
+    for at in np.ndindex(failed.shape):
+        picture = decode(at)
+        failed[at] = picture is None
+        if picture is not None:
+            found[at] = torch.from_numpy(picture.copy()).permute(2, 0, 1).float() / 255
+    return found, failed
 
 
 def used_symbols(config: NetworkConfig, rows: int, columns: int) -> int:
@@ -98,10 +118,8 @@ def sent_through(
         interference that the receiver reckons with.
     """
     b, k, n = symbols.shape
-    power = torch.view_as_real(channels.known).square().mean((1, 2, 3, 4))
-    known = channels.known * torch.where(power > 0, power.clamp_min(1e-30).rsqrt(), 0.0)[:, None, None, None]
-    v = precoding.regularised(known.transpose(1, 2), link.base_noise(channels.nmse_db, snr_db))
-    order = torch.from_numpy(np.random.default_rng(n).permutation(n))
+    v = precoding.regularised(link.scaled(channels.known).transpose(1, 2), link.base_noise(channels.nmse_db, snr_db))
+    order, back = spreading(n)
     grid = symbols[..., order].unflatten(-1, (config.n_subcarriers, -1))
     frame = link.framed(v, v @ grid.transpose(1, 2), (0, 0))
     references, data = link.propagate(frame, channels.h, snr_db, generator)
@@ -110,6 +128,12 @@ def sent_through(
     gain = own.abs().square().clamp_min(1e-9)
     found = (data * (own.conj() / gain)[..., None]).flatten(2)
     noise = (disturbance / gain)[..., None].expand_as(data).flatten(2)
+    return found[..., back].numpy(), noise[..., back].double().numpy()
+
+
+def spreading(n: int) -> tuple[Tensor, Tensor]:
+    """Where each of n symbols is sent, the same for all users, and the way back; int64, (n,)."""
+    order = torch.from_numpy(np.random.default_rng(n).permutation(n))
     back = torch.empty_like(order)
     back[order] = torch.arange(n)
-    return found[..., back].numpy(), noise[..., back].double().numpy()
+    return order, back

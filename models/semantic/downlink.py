@@ -181,6 +181,21 @@ def _expected(name: str, length: int) -> tuple[list[float], list[float]]:
     return [snr for snr, _ in points], [value for _, value in points]
 
 
+def expected_nmse_db(codec: str, length: int, snr_db: float) -> float:
+    """Error of CSI that is fed back, in dB, as the card of a codec lets expect it.
+
+    Args:
+        codec: weights of the CSI feedback, shipped or a folder.
+        length: of the code, in symbols; the nearest that the card knows stands for it.
+        snr_db: of a received symbol.
+
+    Raises:
+        ScenarioError: there is no such codec.
+        ModelError: its weights are damaged.
+    """
+    return float(np.interp(snr_db, *_expected(codec, length)))
+
+
 def _uniform(limits: tuple[float, float], n: int, generator: torch.Generator) -> Tensor:
     low, high = limits
     return low + (high - low) * torch.rand(n, generator=generator, device=generator.device)

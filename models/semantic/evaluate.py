@@ -6,7 +6,6 @@ Values are means over the users of a drop; intervals are over drops. LPIPS is th
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from . import downlink, networks
 from .downlink import Csi, DownlinkConfig
 from .images import Collection, Split
 from .link import Channels, deliver
-from .metrics import Lpips, ms_ssim, psnr
+from .metrics import PictureMetric, ms_ssim, psnr
 from .networks.base import CSI_EXTRAS, HEARD_CONDITIONS, PIXELS, SEND_CONDITIONS
 from .train import as_batch, shipped
 
@@ -243,7 +242,7 @@ class Evaluation:
         pictures: Collection,
         n_drops: int,
         seed: int = 1,
-        lpips: Lpips | None = None,
+        lpips: PictureMetric | None = None,
         split: Split = "test",
     ) -> None:
         if n_drops < 2 or not chosen:
@@ -318,7 +317,7 @@ class _Tally:
         self._values: dict[str, list[NDArray[np.float64]]] = {}
         self._failed: list[NDArray[np.bool_]] = []
 
-    def add(self, sent: Tensor, found: Tensor, failed: NDArray[np.bool_], lpips: Lpips | None) -> None:
+    def add(self, sent: Tensor, found: Tensor, failed: NDArray[np.bool_], lpips: PictureMetric | None) -> None:
         self._failed.append(failed)
         n_users = sent.shape[1]
         first, second = sent.flatten(0, 1), found.flatten(0, 1)
@@ -396,22 +395,16 @@ class Joined(nn.Module):
         """All outputs that there are, flat, one after the other."""
         return torch.cat([part.flatten() for part in self.transmitter(*inputs) if part is not None])
 
-    def parts(self, flat: Tensor, symbols: Tensor, csi: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Undo the joining, for the inputs that led to it."""
-        b, k, n_blocks, n_groups, width = symbols.shape
+    def shapes(
+        self, b: int, n_users: int, n_blocks: int, n_groups: int, width: int
+    ) -> tuple[tuple[int, ...], tuple[int, ...] | None, tuple[int, ...] | None]:
+        """Shapes of the outputs, None for those that there are not, for the shape of the symbols that go in."""
         c: Any = self.transmitter.config
-        shapes: list[tuple[int, ...] | None] = [
-            tuple(symbols.shape),
-            (b, k, n_groups, 4) if c.precoder == "learned" else None,
+        return (
+            (b, n_users, n_blocks, n_groups, width),
+            (b, n_users, n_groups, 4) if c.precoder == "learned" else None,
             (b, n_blocks, n_groups, c.n_antennas * width) if c.data_branch else None,
-        ]
-        found: list[Tensor | None] = []
-        at = 0
-        for shape in shapes:
-            n = 0 if shape is None else math.prod(shape)
-            found.append(None if shape is None else flat[at : at + n].reshape(shape))
-            at += n
-        return found[0], found[1], found[2]  # type: ignore[return-value]
+        )
 
 
 def as_json(results: Mapping[str, Sequence[Row]], settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import tarfile
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +31,21 @@ ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".
 MOST_PIXELS = 100_000_000
 """Of a picture that is opened."""
 
+MOST_BYTES = 512 << 20
+"""Of the file of a picture."""
+
 _STORED_SIDE = 512
+# NotImplementedError and RuntimeError: packed in unknown ways, or with a password.
+_DAMAGES = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+)
 _NAMED_SPLITS: dict[str, Split] = {"val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 # Of 20 pictures one is for validation and one for tests.
 _SHARES = 20
@@ -67,11 +83,13 @@ def opened(picture: str | Path | bytes | Image.Image | NDArray[Any], name: str =
     """
     if isinstance(picture, np.ndarray):
         return _from_array(picture, name or "picture")
-    if isinstance(picture, Image.Image):
-        return _in_colour(picture, name or "picture")
     named = name or (str(picture) if isinstance(picture, str | Path) else "picture")
-    source = io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture)
     try:
+        if isinstance(picture, Image.Image):
+            # Until then a file that was only opened is not read.
+            picture.load()
+            return _in_colour(picture, named)
+        source = io.BytesIO(picture) if isinstance(picture, bytes) else Path(picture)
         with warnings.catch_warnings():
             # Its own limit warns long before it refuses; ours is checked below.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -125,7 +143,7 @@ class Collection:
         place = Path(source)
         found: dict[Split, list[NDArray[np.uint8]]] = {split: [] for split in SPLITS}
         skipped, digest = {}, hashlib.blake2b(digest_size=16)
-        for name, data in _files(place):
+        for name, data in picture_files(place):
             try:
                 image = opened(data, name, _STORED_SIDE)
             except ScenarioError as error:
@@ -239,30 +257,43 @@ def draw(side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     return np.array(image)
 
 
-def _files(place: Path) -> Iterator[tuple[str, bytes]]:
-    """Names, relative to the place, and contents of all files that may be pictures, sorted by name."""
-    if place.is_dir():
-        for path in sorted(place.rglob("*")):
-            if path.is_file() and path.suffix.lower() in ENDINGS:
-                yield str(path.relative_to(place)), path.read_bytes()
-        return
-    if not place.is_file():
+def picture_files(place: Path) -> Iterator[tuple[str, bytes]]:
+    """Names, relative to the place, and contents of all files that may be pictures, sorted by name.
+
+    Raises:
+        ScenarioError: there is no such place, or it, or one of its files, cannot be read or is far too large.
+    """
+    if not (place.is_dir() or place.is_file()):
         raise ScenarioError(f"there is neither a folder nor an archive of pictures at {place}")
     try:
-        if zipfile.is_zipfile(place):
+        if place.is_dir():
+            for path in sorted(place.rglob("*")):
+                if path.is_file() and path.suffix.lower() in ENDINGS:
+                    name = str(path.relative_to(place))
+                    _refuse_large(name, path.stat().st_size)
+                    yield name, path.read_bytes()
+        elif zipfile.is_zipfile(place):
             with zipfile.ZipFile(place) as archive:
                 for name in sorted(archive.namelist()):
                     if name.lower().endswith(ENDINGS):
+                        _refuse_large(name, archive.getinfo(name).file_size)
                         yield name, archive.read(name)
-            return
-        with tarfile.open(place) as tar:
-            members = {member.name: member for member in tar.getmembers() if member.isfile()}
-            for name in sorted(members):
-                if name.lower().endswith(ENDINGS):
-                    content = tar.extractfile(members[name])
-                    yield name, content.read() if content else b""
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+        else:
+            with tarfile.open(place) as tar:
+                members = {member.name: member for member in tar.getmembers() if member.isfile()}
+                for name in sorted(members):
+                    if name.lower().endswith(ENDINGS):
+                        _refuse_large(name, members[name].size)
+                        content = tar.extractfile(members[name])
+                        yield name, content.read() if content else b""
+    except _DAMAGES as error:
         raise ScenarioError(f"{place} is no folder, .zip or .tar of pictures, or damaged: {error}") from error
+
+
+def _refuse_large(name: str, n_bytes: int) -> None:
+    """Before it is read, and unpacked, which may be much more than an archive is."""
+    if n_bytes > MOST_BYTES:
+        raise ScenarioError(f"{name} has {n_bytes >> 20} MB; pictures have at most {MOST_BYTES >> 20}, leave it out")
 
 
 def _split(name: str, mark: bytes) -> Split:

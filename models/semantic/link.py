@@ -41,19 +41,24 @@ class Channels:
     nmse_db: Tensor
 
 
-class Coder(Protocol):
-    """What the link asks of a network, or of whatever runs one; see `networks.Network`."""
+class Receiver(Protocol):
+    """What a receiver asks of a network, or of whatever runs one; see `networks.Network`."""
 
     @property
     def config(self) -> NetworkConfig: ...
     @property
-    def encoder(self) -> Callable[..., Tensor]: ...
-    @property
-    def transmitter(self) -> Callable[..., tuple[Tensor, Tensor | None, Tensor | None]] | None: ...
-    @property
     def decoder(self) -> Callable[..., Tensor]: ...
     @property
     def training(self) -> bool: ...
+
+
+class Coder(Receiver, Protocol):
+    """What the link asks of a network beside that."""
+
+    @property
+    def encoder(self) -> Callable[..., Tensor]: ...
+    @property
+    def transmitter(self) -> Callable[..., tuple[Tensor, Tensor | None, Tensor | None]] | None: ...
 
 
 PERFECT_DB = _BEST_NMSE_DB
@@ -124,19 +129,21 @@ def precoding_matrix(network: Coder, rows: Tensor, noise: Tensor, corrections: T
     return precoding.regularised(rows, noise)
 
 
-def framed(v: Tensor, data: Tensor, size: tuple[int, int]) -> Frame:
+def framed(v: Tensor, data: Tensor, size: tuple[int, int], repeats: int = 1) -> Frame:
     """Put reference symbols before data and give the frame its power, that of the sum as it is sent.
 
     Args:
         v: complex64, (batch, subcarrier, antenna, user).
         data: complex64, (batch, subcarrier, antenna, OFDM symbol): precoded, of any power.
         size: see `Frame`.
+        repeats: how many times data counts: it may stand for a frame so many times as long.
     """
-    reference = v @ _pilots(v.shape[-1], v.device)
-    energy = sum(torch.view_as_real(part).square().sum((1, 2, 3, 4)) for part in (reference, data))
-    n = v.shape[1] * (reference.shape[-1] + data.shape[-1])
+    reference = v @ pilots(v.shape[-1], v.device)
+    first, second = (torch.view_as_real(part).square().sum((1, 2, 3, 4)) for part in (reference, data))
+    energy = first + repeats * second
+    n = v.shape[1] * (reference.shape[-1] + repeats * data.shape[-1])
     # No channel known, nothing sent: silence stays silence.
-    scale = (n / energy.clamp_min(_TINY) * (energy > _TINY)).sqrt()[:, None, None, None]  # type: ignore[union-attr]
+    scale = (n / energy.clamp_min(_TINY) * (energy > _TINY)).sqrt()[:, None, None, None]
     return Frame(reference * scale, data * scale, size)
 
 
@@ -163,7 +170,7 @@ def propagate(frame: Frame, h: Tensor, snr_db: Tensor, generator: torch.Generato
 
 
 def hear(
-    network: Coder,
+    network: Receiver,
     references: Tensor,
     data: Tensor,
     noise: Tensor,
@@ -236,7 +243,7 @@ def effective_channels(references: Tensor, noise: Tensor) -> Tensor:
         complex64, (batch, user, subcarrier, stream).
     """
     n = references.shape[-1]
-    rough = references @ _pilots(n, references.device).mH / n
+    rough = references @ pilots(n, references.device).mH / n
     taps = torch.fft.ifft(rough, dim=-2)
     floor = (noise / (n * references.shape[-2]))[..., None, None]
     power = taps.abs().square()
@@ -245,7 +252,7 @@ def effective_channels(references: Tensor, noise: Tensor) -> Tensor:
     return torch.fft.fft(taps * weight, dim=-2)
 
 
-def decode(network: Coder, heard: Heard) -> Tensor:
+def decode(network: Receiver, heard: Heard) -> Tensor:
     """Pictures of all users, in [0, 1] but where training needs gradients; float32, (batch, user, 3, row, column)."""
     b, k = heard.features.shape[:2]
     found = network.decoder(heard.features.flatten(0, 1), heard.condition.flatten(0, 1)).unflatten(0, (b, k))
@@ -271,9 +278,7 @@ def _encoded(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     c = network.config
     b, k = pictures.shape[:2]
-    power = torch.view_as_real(known).square().mean((1, 2, 3, 4))
-    # Not finite or zero: a base station that knows nothing.
-    known = known * torch.where(power > 0, power.clamp_min(1e-30).rsqrt(), 0.0)[:, None, None, None]
+    known = scaled(known)
     rows = known.transpose(1, 2)
     noise = base_noise(nmse_db, snr_db)
     expected = precoding.sinr(rows, precoding.regularised(rows, noise), noise).transpose(1, 2).clamp(1e-3, 1e4)
@@ -298,6 +303,14 @@ def _encoded(
     return symbols, condition, rows, noise, csi
 
 
+def scaled(known: Tensor) -> Tensor:
+    """CSI of any scale with unit mean power; not finite or zero, it is a base station that knows nothing; complex64,
+    (batch, user, subcarrier, antenna)."""
+    power = torch.view_as_real(known).square().sum(-1).mean((1, 2, 3))
+    useful = ((power > 0) & power.isfinite())[:, None, None, None]
+    return torch.where(useful, known * power.clamp_min(1e-30).rsqrt()[:, None, None, None], 0.0)
+
+
 def base_noise(nmse_db: Tensor, snr_db: Tensor) -> Tensor:
     """Noise over transmit power that a base station reckons with: that of receivers, and what it does not know of the
     channel; float32, (batch,)."""
@@ -315,7 +328,7 @@ def _complex(x: Tensor) -> Tensor:
     return torch.complex(real.contiguous(), imag.contiguous())
 
 
-def _pilots(n: int, device: torch.device) -> Tensor:
+def pilots(n: int, device: torch.device) -> Tensor:
     """Orthogonal reference symbols of modulus 1, complex64 (user, reference)."""
     at = torch.arange(n, device=device)
     return torch.exp(-2j * math.pi / n * (at[:, None] * at)).to(torch.complex64)

@@ -1,4 +1,4 @@
-"""Quality of pictures: PSNR, MS-SSIM, and LPIPS from weights that the user has.
+"""Quality of pictures: PSNR, MS-SSIM, and LPIPS from weights that the user has, or by torchmetrics.
 
 LPIPS judges and never trains.
 """
@@ -6,16 +6,23 @@ LPIPS judges and never trains.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ...errors import ModelError, SetupError
 
 LPIPS_NAME = "LPIPS (SqueezeNet 1.1, v0.1)"
+TORCHMETRICS = "torchmetrics"
+"""In place of a folder of weights: LPIPS as torchmetrics has it."""
+
+PictureMetric = Callable[[Tensor, Tensor], Tensor]
+"""Of pictures in [0, 1]: float32, (batch,) from (batch, 3, row, column) twice."""
 
 _SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 _WINDOW = 11
@@ -69,6 +76,13 @@ def ms_ssim(pictures: Tensor, found: Tensor) -> Tensor:
     return value.mean(-1)
 
 
+def compare(sent: NDArray[np.uint8], found: NDArray[np.uint8]) -> tuple[float, float]:
+    """PSNR in dB and MS-SSIM of one picture, uint8 (row, column, 3) each."""
+    one, other = (torch.from_numpy(x.astype(np.float32) / 255).permute(2, 0, 1)[None] for x in (sent, found))
+    with torch.inference_mode():
+        return float(psnr(one, other)), float(ms_ssim(one, other))
+
+
 def _ssim_parts(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     rows, columns = _band(x.shape[-2]).to(x.device), _band(x.shape[-1]).to(x.device)
     mean_x, mean_y, xx, yy, xy = (rows @ torch.stack([x, y, x * x, y * y, x * y]) @ columns.T).unbind(0)
@@ -77,7 +91,9 @@ def _ssim_parts(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return luminance, contrast
 
 
+# Kept tensors serve training, too, whoever asked first.
 @cache
+@torch.inference_mode(False)
 def _band(n: int) -> Tensor:
     """Gaussian window as a matrix over the places where it fits, (n - 10, n)."""
     at = torch.arange(_WINDOW) - _WINDOW // 2
@@ -86,6 +102,39 @@ def _band(n: int) -> Tensor:
     for k in range(len(band)):
         band[k, k : k + _WINDOW] = window / window.sum()
     return band
+
+
+def lpips_metric(source: str | Path) -> PictureMetric:
+    """LPIPS with the SqueezeNet 1.1 backbone, version 0.1.
+
+    Args:
+        source: folder with its weights, see `Lpips`; or "torchmetrics", which needs torchvision, and fetches the
+            backbone from the network the first time.
+
+    Raises:
+        SetupError: the folder has no such files, or torchmetrics cannot do it.
+        ModelError: the files do not hold what they should.
+    """
+    if str(source) != TORCHMETRICS:
+        return Lpips(source)
+    try:
+        from torchmetrics.image import LearnedPerceptualImagePatchSimilarity
+
+        metric = LearnedPerceptualImagePatchSimilarity(net_type="squeeze", reduction="none", normalize=True).eval()
+    # A torchvision that was built for another torch raises RuntimeError; a backbone that cannot be fetched, OSError.
+    except (ImportError, RuntimeError, OSError, ValueError) as error:
+        raise SetupError(
+            f"LPIPS of torchmetrics cannot be had: {error}; pip install 'torchmetrics>=1.9', and torchvision from the "
+            "index that torch came from, built for it (CPU or CUDA); or give a folder of weights"
+        ) from error
+
+    def distance(pictures: Tensor, found: Tensor) -> Tensor:
+        with torch.no_grad():
+            value: Tensor = metric(pictures.float().clamp(0, 1), found.float().clamp(0, 1))
+            metric.reset()
+            return value
+
+    return distance
 
 
 class Lpips(nn.Module):

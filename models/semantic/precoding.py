@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 _TINY = 1e-9
-_SOFTPLUS_ONE = math.log(math.e - 1)
+SOFTPLUS_ONE = math.log(math.e - 1)
 """Where softplus is 1."""
 
 
@@ -53,8 +53,8 @@ def corrected(rows: Tensor, noise: Tensor, corrections: Tensor) -> Tensor:
     n_users, n_subcarriers = rows.shape[-2], rows.shape[1]
     told = corrections.permute(0, 2, 1, 3).repeat_interleave(n_subcarriers // corrections.shape[2], 1)
     alpha = torch.complex(1 + told[..., 0], told[..., 1])
-    rho = torch.nn.functional.softplus(told[..., 2] + _SOFTPLUS_ONE)
-    mu = noise[:, None] * torch.nn.functional.softplus(told[..., 3].mean(-1) + _SOFTPLUS_ONE)
+    rho = torch.nn.functional.softplus(told[..., 2] + SOFTPLUS_ONE)
+    mu = noise[:, None] * torch.nn.functional.softplus(told[..., 3].mean(-1) + SOFTPLUS_ONE)
     gram = _product(rows, rows.mH)
     eye = torch.eye(n_users, device=rows.device)
     inner = (n_users * mu + _floor(gram))[..., None, None] * eye + rho[..., None] * gram

@@ -40,6 +40,8 @@ from .networks.base import HEARD_CONDITIONS, MULTIPLE, SEND_CONDITIONS
 
 SHIPPED = Path(__file__).parent / "configs"
 WEIGHTS = Path(__file__).parent / "weights"
+STARTS = WEIGHTS / "starts"
+"""Of networks that others begin with; they are no scheme of their own."""
 
 _CHUNK = 32
 # Of CSI that is fed back or estimated, for the card.
@@ -98,7 +100,11 @@ def shipped_configs() -> dict[str, Path]:
 
 def shipped() -> dict[str, Path]:
     """Folders of the trained networks that come with semair, by name."""
-    return {path.parent.name: path.parent for path in sorted(WEIGHTS.glob(f"*/{CARD_FILE}"))}
+    return _in_folders(WEIGHTS)
+
+
+def _in_folders(place: Path) -> dict[str, Path]:
+    return {path.parent.name: path.parent for path in sorted(place.glob(f"*/{CARD_FILE}"))}
 
 
 def load_config(source: str | Path) -> TrainingConfig:
@@ -182,6 +188,7 @@ class SemanticTraining(TrainingRun[TrainingConfig, networks.Network]):
     """State of one training run of a semantic precoding network."""
 
     figure = "psnr_db"
+    half = True
 
     def __init__(
         self,
@@ -322,11 +329,12 @@ class SemanticTraining(TrainingRun[TrainingConfig, networks.Network]):
 
     def _begin_with(self, name: str, fresh: bool) -> dict[str, Any]:
         """Take the weights of another network as far as it has them; what identifies it."""
-        folder = shipped().get(name, Path(name))
+        known = {**shipped(), **_in_folders(STARTS)}
+        folder = known.get(name, Path(name))
         if not (folder / CARD_FILE).is_file():
             raise ScenarioError(
                 f"start={name!r} is neither a folder with {CARD_FILE} nor one of the shipped weights: "
-                f"{', '.join(shipped()) or 'none'}"
+                f"{', '.join(known) or 'none'}"
             )
         card = load_card(folder, "semantic")
         assert card.weights is not None

@@ -20,6 +20,7 @@ from semair.models.cards import (
     Metric,
     NetworkSection,
     TrainingSection,
+    halved,
     load_card,
     load_model,
     save_model,
@@ -85,6 +86,24 @@ def test_views_that_share_memory_are_saved_apart(tmp_path):
     _, weights = load_model(tmp_path)
     assert torch.equal(weights["turned"], whole.reshape(2, 3).T)
     assert torch.equal(weights["left"], whole[:3])
+
+
+def test_half_precision_is_kept_where_it_is_enough():
+    whole = {
+        "normal": torch.linspace(-3, 3, 100)[None],
+        "vector": torch.linspace(-3, 3, 100),
+        "large": torch.tensor([[1.0, 7e4]]),
+        "small": torch.tensor([[1e-8, 3e-8]]),
+        "zero": torch.zeros(3, 1),
+        "count": torch.tensor(70001),
+        "double": torch.ones(2, dtype=torch.float64),
+    }
+    kept = halved(whole)
+    assert {name for name, tensor in kept.items() if tensor.dtype == torch.float16} == {"normal", "zero"}
+    assert all(torch.allclose(kept[name].to(tensor.dtype), tensor, rtol=1e-3) for name, tensor in whole.items())
+    layer = torch.nn.Linear(2, 2)
+    layer.load_state_dict(halved(layer.state_dict()))
+    assert layer.weight.dtype == torch.float32
 
 
 def test_saving_again_replaces_the_model(folder):

@@ -11,7 +11,7 @@ from semair.models.csi import networks
 from semair.models.csi.channels import ChannelConfig, Clustered, stream
 from semair.models.csi.klt import KltCode
 from semair.models.csi.link import add_noise, feed_back, nmse
-from semair.models.csi.networks._aligned import MODES
+from semair.models.csi.networks._aligned import Mode
 from semair.models.csi.networks.base import as_features
 from semair.models.csi.train import conditioned
 
@@ -21,6 +21,7 @@ CONFIG = {
     "n_taps": TAPS,
     "n_antennas": BEAMS,
     "max_length": LENGTH,
+    "short": True,
     "width": 16,
     "heads": 2,
     "feedforward": 24,
@@ -85,15 +86,17 @@ def test_the_frame_arrives_when_there_is_hardly_any_noise(fitted, test_drops):
     condition = fitted.conditions(torch.full((n,), LENGTH), torch.full((n,), 20.0))
     kept = code.plan.clone()
     try:
-        for mode, (symbols, _) in enumerate(MODES):
-            # One symbol of 32 codewords is too few for certainty at any power here.
-            if symbols >= 3:
+        for mode, way in enumerate(code.ways):
+            # One symbol of 32 codewords is too few for certainty at any power here, and one of 16 directions, too.
+            if way.symbols >= (3 if way.kinds else 2):
                 code.plan[:] = fitted.decoder.code.plan[:] = mode
                 frame = code.choose(features, condition)
                 sent = code.encode(code.turn(features, frame.angle), torch.zeros(n, 2 * LENGTH), frame, condition)
                 found = code.find(sent[:, None], condition[:, None], None)
                 assert torch.equal(found.angle, frame.angle)
                 assert torch.equal(found.shape, frame.shape)
+                # Behind the kinds and the code of what is not turned comes that of any kind.
+                assert way.kinds or set(frame.shape.tolist()) == {code.n_shapes + 1}
                 assert float(found.facts[:, -1].min()) > 0.99
                 # Symbols of the frame and all others have the power that the mode gives them.
                 energy = sent.square().sum(1)
@@ -115,7 +118,8 @@ def test_it_begins_ahead_of_the_linear_code(fitted, training, test_drops):
     assert min(gains) > -0.5
 
 
-def test_a_neighbour_helps_to_find_the_frame_and_does_no_harm_far_away(fitted, test_drops):
+@pytest.mark.parametrize("way", [Mode(2), Mode(1, 1.0, False)])
+def test_a_neighbour_helps_to_find_the_frame_and_does_no_harm_far_away(fitted, test_drops, way):
     """With half the symbols that the frame would need alone, averaged over drops."""
     code = fitted.decoder.code
     features = as_features(test_drops.flatten(0, 1))
@@ -124,7 +128,7 @@ def test_a_neighbour_helps_to_find_the_frame_and_does_no_harm_far_away(fitted, t
     kept = code.plan.clone()
     right = {}
     try:
-        fitted.encoder.code.plan[:] = code.plan[:] = MODES.index((2, 1.0))
+        fitted.encoder.code.plan[:] = code.plan[:] = code.ways.index(way)
         for name, csi in (("near", test_drops), ("far", far)):
             features = as_features(csi.flatten(0, 1))
             frame = code.choose(features, conditions.flatten(0, 1))

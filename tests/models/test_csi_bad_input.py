@@ -69,13 +69,13 @@ ANY = st.one_of(
 )
 def test_whatever_is_received_what_is_recovered_is_finite(codec, parts, snr_db):
     received = parts.view(np.complex64)[..., 0]
-    found, there = codec.decode(received, snr_db)
+    found, there = codec.decode(received, snr_db, 10.0)
     assert np.isfinite(found).all()
     assert not found[~there].any()
     assert (there <= (np.isfinite(received).all(1) & received.any(1))).all()
     if there.any():
         # Those left out leave no trace: not even of their number.
-        np.testing.assert_array_equal(found[there], codec.decode(received[there], snr_db)[0])
+        np.testing.assert_array_equal(found[there], codec.decode(received[there], snr_db, 10.0)[0])
 
 
 @settings(max_examples=50)
@@ -105,25 +105,27 @@ def test_a_user_far_louder_than_symbols_and_noise_is_left_out(codec, rng):
     for snr_db, loudest in ((20.0, 16 * 1.01), (-10.0, 16 * 11)):
         for factor, expected in ((0.9, True), (1.1, False)):
             received[1] *= np.sqrt(factor * loudest / np.mean(np.abs(received[1]) ** 2))
-            assert codec.decode(received, snr_db)[1].tolist() == [True, expected]
+            assert codec.decode(received, snr_db, snr_db)[1].tolist() == [True, expected]
 
 
 def test_symbols_cut_off_by_a_receiver_are_decoded_still(codec, rng):
     received = gaussian(rng, 2, LENGTH)
     cut = received.copy()
     cut[1] = np.clip(cut[1].real, -0.3, 0.3) + 1j * np.clip(cut[1].imag, -0.3, 0.3)
-    found, there = codec.decode(cut, 10.0)
+    found, there = codec.decode(cut, 10.0, 10.0)
     assert there.all()
     assert np.isfinite(found).all()
-    assert np.abs(found[1] - codec.decode(received, 10.0)[0][1]).max() > 1e-3
+    assert np.abs(found[1] - codec.decode(received, 10.0, 10.0)[0][1]).max() > 1e-3
 
 
 def test_numbers_of_symbols_and_snr_that_do_not_fit_are_refused_even_in_silence(codec):
     for n in (0, LENGTH + 1):
         with pytest.raises(ValueError, match=f"{n} symbols; these weights take 1 to 6"):
-            codec.decode(np.zeros((2, n), np.complex64), 10.0)
+            codec.decode(np.zeros((2, n), np.complex64), 10.0, 10.0)
     with pytest.raises(ValueError, match=r"snr_db has shape \(3,\); needs one for all, or \(2,\)"):
-        codec.decode(np.ones((2, 4), np.complex64), np.zeros(3))
+        codec.decode(np.ones((2, 4), np.complex64), np.zeros(3), 10.0)
+    with pytest.raises(ValueError, match=r"snr_db=nan: must be finite"):
+        codec.decode(np.ones((2, 4), np.complex64), 10.0, float("nan"))
     with pytest.raises(ValueError, match=r"4\.0 symbols"):
         codec.encode(np.ones((TAPS, BEAMS), np.complex64), 4.0, 10.0)
 

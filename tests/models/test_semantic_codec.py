@@ -10,6 +10,7 @@ from semair.models.cards import Card, NetworkSection, TrainingSection, save_mode
 from semair.models.csi.channels import PRESETS, Clustered, stream
 from semair.models.semantic import link, networks
 from semair.models.semantic.codec import PictureCodec
+from semair.models.semantic.evaluate import load_contender
 
 SMALL = {
     "fine_width": 8,
@@ -79,6 +80,22 @@ def test_engines_send_and_receive_as_the_network_does(folders, csi, name, size):
     for k in range(2):
         assert np.abs(found[k].picture - expected[k]).max() < 1
         assert found[k].sinr_db == pytest.approx(float(heard.sinr_db[0, k]), abs=1e-2)
+
+
+@pytest.mark.parametrize(("name", "n_users"), [("whole", 1), ("whole", 6), ("no-data", 3), ("adjscc+wmmse", 3)])
+@pytest.mark.parametrize("csi_nmse_db", [-40.0, -5.0])
+def test_any_number_of_users_is_sent_what_the_link_says(folders, name, n_users, csi_nmse_db):
+    plain, _, change = name.partition("+")
+    path = f"{folders[plain]}{change and '+' + change}"
+    known = Clustered(PRESETS["lab"]).draw(1, stream("test", 4), (0.5, 20.0), n_users).h[0].numpy() * 7
+    shown = np.random.default_rng(2).integers(0, 256, (n_users, 64, 64, 3), dtype=np.uint8)
+    sent = PictureCodec(path, engine="torch").transmit(shown, known, csi_nmse_db, 3.0)
+    batch = torch.from_numpy(shown.astype(np.float32) / 255).permute(0, 3, 1, 2)[None]
+    conditions = (torch.from_numpy(known)[None], torch.tensor([csi_nmse_db]), torch.tensor([3.0]))
+    with torch.inference_mode():
+        frame = link.transmit(load_contender(path)[1].network, batch, *conditions)
+    for found, expected in zip(sent, (frame.reference, frame.data), strict=True):
+        np.testing.assert_allclose(found, expected[0].permute(2, 0, 1).numpy(), atol=1e-3)
 
 
 @pytest.mark.slow

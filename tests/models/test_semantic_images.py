@@ -155,6 +155,37 @@ def test_collections_without_pictures_are_refused(tmp_path):
         Collection.read(tmp_path / "one").crops(1, "train", 16, np.random.default_rng(1))
 
 
+def test_archives_that_cannot_be_unpacked_are_refused(tmp_path, monkeypatch):
+    write_pictures(tmp_path / "photos", 2)
+    packed = tmp_path / "photos.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in (tmp_path / "photos").iterdir():
+            archive.write(path, path.name)
+    whole = packed.read_bytes()
+    begin = whole.index(b"PNG") - 10
+    packed.write_bytes(whole[:begin] + bytes([whole[begin] ^ 0xFF]) * 60 + whole[begin + 60 :])
+    with pytest.raises(ScenarioError, match="or damaged"):
+        Collection.read(packed)
+    # Bit 0 of the flags: with a password.
+    locked = bytearray(whole)
+    for mark, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        locked[whole.index(mark) + at] |= 1
+    packed.write_bytes(locked)
+    with pytest.raises(ScenarioError, match="password"):
+        Collection.read(packed)
+    monkeypatch.setattr(images, "MOST_BYTES", 100)
+    packed.write_bytes(whole)
+    for place in (packed, tmp_path / "photos"):
+        with pytest.raises(ScenarioError, match=r"000\.png has 0 MB; pictures have at most"):
+            Collection.read(place)
+
+
+def test_a_picture_that_was_only_opened_may_turn_out_to_be_cut(tmp_path):
+    (tmp_path / "cut.png").write_bytes(encoded(drawn())[:2000])
+    with Image.open(tmp_path / "cut.png") as image, pytest.raises(ScenarioError, match="cut or damaged"):
+        prepare(image, (64, 64))
+
+
 def test_crops_are_those_of_the_seed_and_never_enlarged():
     found = Collection.drawn(20, 100)
     one = found.crops(8, "train", 64, np.random.default_rng(5))

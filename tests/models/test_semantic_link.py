@@ -66,6 +66,23 @@ def test_blocks_are_filled_up_with_silence():
     assert float(blocks.sum()) == 300
 
 
+def test_zero_forcing_is_regularised_by_the_noise_over_channels_of_unit_power():
+    # Of any scale: the base station has what feedback and estimators tell it.
+    h = drops(2, users=2, seed=4) * 7.0
+    snr_db = torch.tensor([0.0, 12.0])
+    sent = link.transmit(network("adjscc"), pictures(2), h, perfect(2), snr_db).reference.detach()
+    for drop, noise in enumerate((1.0, 10**-1.2)):
+        rows = h[drop].numpy().swapaxes(0, 1).astype(complex)
+        rows = rows / np.sqrt(np.mean(np.abs(rows) ** 2))
+        # One Fourier sequence of reference symbols for each user.
+        pilots = np.exp(-2j * np.pi / 2 * np.outer([0, 1], [0, 1]))
+        expected = np.linalg.solve(
+            rows.conj().swapaxes(1, 2) @ rows + 2 * noise * np.eye(4), rows.conj().swapaxes(1, 2)
+        )
+        found, expected = sent[drop].numpy(), expected @ pilots
+        np.testing.assert_allclose(found / np.linalg.norm(found), expected / np.linalg.norm(expected), atol=2e-5)
+
+
 @pytest.mark.parametrize("users", [1, 2, 3, 5])
 @pytest.mark.parametrize("kind", ["scsap", "adjscc"])
 def test_the_frame_has_unit_power_whatever_was_added_to_it(kind, users):
@@ -185,7 +202,7 @@ def test_pictures_of_several_sizes_come_back_in_theirs(size):
     assert heard.sinr_db.shape == (3, 2)
 
 
-@pytest.mark.parametrize("case", ["zero", "equal", "one zero"])
+@pytest.mark.parametrize("case", ["zero", "equal", "one zero", "stale", "not a number"])
 def test_a_base_station_that_knows_nothing_or_too_little_still_serves(case):
     built = awakened(network())
     h = drops()
@@ -193,6 +210,8 @@ def test_a_base_station_that_knows_nothing_or_too_little_still_serves(case):
         "zero": torch.zeros_like(h),
         "equal": h[:, :1].expand_as(h),
         "one zero": h * torch.tensor([1, 0])[:, None, None],
+        "stale": h.roll(1, 0),
+        "not a number": torch.where(torch.arange(3)[:, None, None, None] == 1, torch.nan, h),
     }
     channels = link.Channels(h, known[case], perfect())
     generator = torch.Generator().manual_seed(1)

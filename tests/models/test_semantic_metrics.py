@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import correlate1d
 from semair.errors import ModelError, SetupError
 from semair.models.semantic.images import draw
-from semair.models.semantic.metrics import Lpips, ms_ssim, n_scales, psnr
+from semair.models.semantic.metrics import TORCHMETRICS, Lpips, lpips_metric, ms_ssim, n_scales, psnr
 
 
 def two_pictures(side, rng):
@@ -63,6 +65,16 @@ def test_ms_ssim_is_1_for_equal_pictures_and_has_finite_gradients(rng):
     assert bool(torch.isfinite(same.grad).all() and torch.isfinite(inverted.grad).all())
 
 
+def test_pictures_that_were_compared_can_be_trained_on(rng):
+    clean, noisy = two_pictures(47, rng)
+    with torch.inference_mode():
+        expected = ms_ssim(as_batch(clean), as_batch(noisy)).item()
+    found = as_batch(noisy).requires_grad_()
+    value = ms_ssim(as_batch(clean), found)
+    value.sum().backward()
+    assert value.item() == pytest.approx(expected) and bool(torch.isfinite(found.grad).all())
+
+
 @pytest.mark.parametrize(("side", "scales"), [(11, 1), (64, 3), (128, 4), (176, 5), (256, 5)])
 def test_small_pictures_get_fewer_scales(side, scales):
     assert n_scales(side, 256) == scales
@@ -94,3 +106,25 @@ def test_lpips_says_what_it_misses(tmp_path):
         np.savez(tmp_path / name, other=np.zeros(3))
     with pytest.raises(ModelError, match="damaged or foreign"):
         Lpips(tmp_path)
+
+
+def test_lpips_of_torchmetrics_says_what_it_needs():
+    if importlib.util.find_spec("torchmetrics") is not None:
+        pytest.skip("torchmetrics is installed")
+    with pytest.raises(SetupError, match=r"pip install 'torchmetrics.*torchvision.*folder of weights"):
+        lpips_metric(TORCHMETRICS)
+
+
+def test_lpips_is_that_of_torchmetrics(shared_data, rng):
+    pytest.importorskip("torchvision", reason="torchvision is not installed")
+    pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
+    try:
+        theirs = lpips_metric(TORCHMETRICS)
+    except SetupError as error:
+        pytest.skip(str(error))
+    clean, noisy = (as_batch(picture) for picture in two_pictures(64, rng))
+    expected = theirs(torch.cat([clean, clean]), torch.cat([noisy, clean]))
+    ours = lpips_metric(shared_data / "lpips")(torch.cat([clean, clean]), torch.cat([noisy, clean]))
+    assert torch.allclose(ours, expected, atol=2e-4)
+    assert expected[0] > 0.01
+    assert expected[1] == pytest.approx(0, abs=1e-6)

@@ -10,25 +10,44 @@ from torch import Tensor, nn
 
 from .base import SNR_SCALE_DB, STEEPNESS, NetworkConfig, announced_snr_db
 
-MODES: tuple[tuple[int, float], ...] = (
-    (0, 1.0),
-    (1, 1.0),
-    (2, 1.0),
-    (3, 1.0),
-    (4, 1.0),
-    (6, 1.0),
-    (1, 2.0),
-    (2, 2.0),
-    (4, 2.0),
-    (6, 2.0),
-)
-"""Ways to send the frame: symbols, and power of each. The first sends none, and codes without turning."""
 
-_N_FRAME = max(symbols for symbols, _ in MODES)
+class Mode(NamedTuple):
+    """One way to send the frame.
+
+    Attributes:
+        symbols: of the word.
+        power: of each of them.
+        kinds: whether the word tells the kind of channel, too, or the direction alone.
+    """
+
+    symbols: int
+    power: float = 1.0
+    kinds: bool = True
+
+
+MODES = (
+    Mode(0),
+    Mode(1),
+    Mode(2),
+    Mode(3),
+    Mode(4),
+    Mode(6),
+    Mode(1, 2.0),
+    Mode(2, 2.0),
+    Mode(4, 2.0),
+    Mode(6, 2.0),
+)
+"""Ways to send the frame. The first sends none, and codes without turning."""
+
+SHORT_MODES = (Mode(1, 1.0, False), Mode(2, 1.0, False), Mode(1, 2.0, False), Mode(2, 2.0, False))
+"""Ways to send the direction alone, where feedback is short; they come behind the others."""
+
+_N_FRAME = max(mode.symbols for mode in MODES)
 SNRS_DB = (-10.0, -5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
 """SNR at which plans are made; between them the nearest counts."""
 
 _FLOOR = 1e-6
+_NEVER = 1e4
 _MOST_FOR_FRAME = 0.6
 _STRANGER = 0.2
 """Probability that a neighbour's direction and kind tell nothing of a user's."""
@@ -44,10 +63,11 @@ class Frame(NamedTuple):
     """How CSI was turned, and which linear code it got.
 
     Attributes:
-        mode: int64, (batch,): place in `MODES`.
+        mode: int64, (batch,): place in `AlignedCode.ways`.
         angle: int64, (batch,): place in the grid of directions; 0 turns nothing.
-        shape: int64, (batch,): kind of channel; the number of kinds stands for channels that are not turned.
-        facts: float32, (batch, shapes + 2): one-hot kind, and how certain the frame is.
+        shape: int64, (batch,): kind of channel; behind the kinds come one for channels that are not turned, and one
+            for turned ones of any kind.
+        facts: float32, (batch, codes + 1): one-hot kind, and how certain the frame is.
     """
 
     mode: Tensor
@@ -67,6 +87,11 @@ class AlignedCode(nn.Module):
         c: Sizes.
         angles_per_beam: Directions of the grid for each beam.
         n_shapes: Kinds of channels.
+        short: Whether there are ways to send the direction alone.
+
+    Attributes:
+        ways: modes that there are.
+        n_codes: linear codes: one for each kind, one for channels that are not turned, one for any kind if `short`.
     """
 
     turns: Tensor
@@ -80,28 +105,31 @@ class AlignedCode(nn.Module):
     plan: Tensor
     mode_symbols: Tensor
     mode_power: Tensor
+    mode_kinds: Tensor
 
-    def __init__(self, c: NetworkConfig, angles_per_beam: int, n_shapes: int) -> None:
+    def __init__(self, c: NetworkConfig, angles_per_beam: int, n_shapes: int, short: bool = False) -> None:
         super().__init__()
         self.shape, self.size, self.n = (c.n_taps, c.n_antennas), c.n_taps * c.n_antennas, c.max_length
         self.n_angles, self.n_shapes = angles_per_beam * c.n_antennas, n_shapes
+        self.short, self.ways, self.n_codes = short, MODES + SHORT_MODES * short, n_shapes + 1 + short
         n_frames = self.n_angles * n_shapes
         self.plan_lengths = tuple(2**power for power in range(int(math.log2(self.n)) + 1))
         turns = _turns(c.n_antennas, self.n_angles)
         self.register_buffer("turns", torch.stack([turns.real, turns.imag]).contiguous(), persistent=False)
-        # What follows is set by `fit`. The last code is that of channels that are not turned. Half the digits do.
-        basis = torch.randn(n_shapes + 1, 2, self.size, self.n) / math.sqrt(2)
+        # What follows is set by `fit`. Half the digits do.
+        basis = torch.randn(self.n_codes, 2, self.size, self.n) / math.sqrt(2)
         self.register_buffer("basis", basis.half())
-        self.register_buffer("roots", torch.ones(n_shapes + 1, self.n))
+        self.register_buffer("roots", torch.ones(self.n_codes, self.n))
         self.register_buffer("captured", torch.zeros(n_shapes, self.size))
-        self.register_buffer("books", torch.zeros(len(MODES), n_frames, 2 * _N_FRAME))
+        self.register_buffer("books", torch.zeros(len(self.ways), n_frames, 2 * _N_FRAME))
         self.register_buffer("log_prior", torch.full((n_shapes, self.n_angles), -math.log(n_frames)))
         self.register_buffer("angle_kin", torch.full((self.n_angles, self.n_angles), 1 / self.n_angles))
         self.register_buffer("shape_kin", torch.full((n_shapes, n_shapes), 1 / n_shapes))
         self.register_buffer("plan", torch.zeros(len(self.plan_lengths), len(SNRS_DB), dtype=torch.long))
-        modes = torch.tensor(MODES)
+        modes = torch.tensor(self.ways)
         self.register_buffer("mode_symbols", modes[:, 0].long(), persistent=False)
         self.register_buffer("mode_power", modes[:, 0] * modes[:, 1], persistent=False)
+        self.register_buffer("mode_kinds", modes[:, 2] > 0, persistent=False)
 
     # -- both ends
 
@@ -120,7 +148,7 @@ class AlignedCode(nn.Module):
 
     def modes(self, length: int) -> list[int]:
         """Modes that leave enough of a length to the components."""
-        return [mode for mode, (symbols, power) in enumerate(MODES) if symbols * power <= _MOST_FOR_FRAME * length]
+        return [k for k, mode in enumerate(self.ways) if mode.symbols * mode.power <= _MOST_FOR_FRAME * length]
 
     def turn(self, features: Tensor, angle: Tensor) -> Tensor:
         """Turn CSI so that a direction of the grid becomes beam 0; (batch, tap, 2 beams)."""
@@ -161,9 +189,8 @@ class AlignedCode(nn.Module):
     def components(self, turned: Tensor, shape: Tensor) -> Tensor:
         """Turned CSI in its linear code, before powers; (batch, 2, component) from (batch, tap, 2 beams)."""
         both = torch.stack([part.flatten(1) for part in turned.chunk(2, -1)], 1)
-        a, b = self._bases(shape)
-        # Times the conjugate basis; both parts at once, since to read it is what takes time.
-        (xa, ya), (xb, yb) = (both @ a).unbind(1), (both @ b).unbind(1)
+        # Times the conjugate basis.
+        (xa, ya), (xb, yb) = (part.unbind(1) for part in self._times_bases(both, shape, backwards=False))
         return torch.stack([xa + yb, ya - xb], 1)
 
     def pack(self, parts: Tensor, frame: Frame, condition: Tensor) -> Tensor:
@@ -205,7 +232,8 @@ class AlignedCode(nn.Module):
         budget = (length - self.mode_power[frame.mode][:, None])[:, None]
         parts = parts * torch.sqrt(budget / (parts.square().sum((1, 2), keepdim=True) + _FLOOR))
         place = torch.arange(self.n, device=parts.device)[None] - shift
-        words = self.books[frame.mode, frame.shape.clamp(max=self.n_shapes - 1) * self.n_angles + frame.angle]
+        kind = torch.where(frame.shape < self.n_shapes, frame.shape, 0)
+        words = self.books[frame.mode, kind * self.n_angles + frame.angle]
         words = nn.functional.pad(words.unflatten(1, (2, -1)), (0, max(0, self.n - _N_FRAME)))[..., : self.n]
         shifted = parts.gather(2, place.clamp(min=0)[:, None].expand(-1, 2, -1))
         return torch.where((place < 0)[:, None], words, shifted).flatten(1)
@@ -227,13 +255,21 @@ class AlignedCode(nn.Module):
         # Codewords of a mode have equal energy, so that the correlation says all.
         score = (self.books[mode] @ symbols[..., None])[..., 0] * (2 / noise)
         own = score.unflatten(2, (self.n_shapes, self.n_angles)) + self.log_prior
+        if self.short:
+            own = self._any_kind(own, mode)
         if present is not None and present.shape[1] > 1:
             posterior = torch.softmax(own.flatten(2), 2).unflatten(2, own.shape[2:])
+            if self.short:
+                # A direction tells of the kind what it always does.
+                guess = posterior.sum(2, keepdim=True) * torch.softmax(self.log_prior, 0)
+                posterior = torch.where(self.mode_kinds[mode][..., None, None], posterior, guess)
             expected = self.shape_kin.T @ posterior @ self.angle_kin
             prior = self.log_prior.exp()
-            told = ((1 - _STRANGER) * expected + _STRANGER * prior).clamp(min=1e-12).log() - self.log_prior
-            told = told * present[..., None, None]
-            own = own + told.sum(1, keepdim=True) - told
+            told = _from_others(_surprise(expected, prior), present)
+            if self.short:
+                directions = _surprise(expected.sum(2, keepdim=True), prior.sum(0, keepdim=True))
+                told = torch.where(self.mode_kinds[mode][..., None, None], told, _from_others(directions, present))
+            own = own + told
         chance, at = torch.softmax(own.flatten(2), 2).flatten(0, 1).max(-1)
         return self._frame(
             mode.flatten(), at % self.n_angles, torch.div(at, self.n_angles, rounding_mode="floor"), chance
@@ -251,10 +287,7 @@ class AlignedCode(nn.Module):
             turned CSI, (batch, tap, 2 beams); and the symbols behind those of the frame, (batch, 2 component).
         """
         parts, symbols = self.unpack(code, frame, condition)
-        a, b = self._bases(frame.shape)
-        # Both parts at once: to read the basis is what takes time.
-        both = parts.transpose(1, 2)
-        (ax, ay), (bx, by) = (a @ both).unbind(2), (b @ both).unbind(2)
+        (ax, ay), (bx, by) = (part.unbind(1) for part in self._times_bases(parts, frame.shape, backwards=True))
         return torch.cat([part.reshape(-1, *self.shape) for part in (ax - by, bx + ay)], 2), symbols
 
     def unpack(self, code: Tensor, frame: Frame, condition: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,16 +306,55 @@ class AlignedCode(nn.Module):
         symbols = symbols.gather(2, place[:, None].expand(-1, 2, -1))
         return symbols * gain[:, None], symbols.flatten(1)
 
-    def _bases(self, shape: Tensor) -> tuple[Tensor, Tensor]:
-        """Real and imaginary parts of the linear codes of some channels; (batch, size, component) each."""
+    def _times_bases(self, both: Tensor, shape: Tensor, backwards: bool) -> tuple[Tensor, Tensor]:
+        """Rows times real and imaginary part of the linear code of each; both rows at once, since reading it is slow.
+
+        Args:
+            both: (batch, 2, in): real and imaginary parts.
+            shape: int64, (batch,): which code.
+            backwards: from components to CSI.
+
+        Returns:
+            (batch, 2, out) each.
+        """
         # All are converted before some are picked: an inference engine does the former once.
-        return self.basis[:, 0].float()[shape], self.basis[:, 1].float()[shape]
+        bases = [self.basis[:, part].float() for part in range(2)]
+        if torch.jit.is_tracing() or len(shape) <= self.n_codes:
+            picked = [basis[shape] for basis in bases]
+            if backwards:
+                real, imag = ((basis @ both.mT).mT for basis in picked)
+            else:
+                real, imag = (both @ basis for basis in picked)
+            return real, imag
+        # A batch would copy a code for each of its rows: it goes code by code.
+        order = torch.argsort(shape, stable=True)
+        groups = both[order].split(torch.bincount(shape, minlength=self.n_codes).tolist())
+        back = torch.argsort(order)
+        real, imag = (
+            torch.cat([rows @ (one.mT if backwards else one) for rows, one in zip(groups, basis, strict=True)])[back]
+            for basis in bases
+        )
+        return real, imag
+
+    def _any_kind(self, own: Tensor, mode: Tensor) -> Tensor:
+        """Where words tell directions alone, the log-likelihoods of these stand in the first kind's row.
+
+        Args:
+            own: (drop, user, kind, angle): log-likelihood of words, and the prior of frames.
+            mode: (drop, user).
+        """
+        directions = own[:, :, :1] - self.log_prior[:1] + torch.logsumexp(self.log_prior, 0)
+        never = torch.full_like(own[:, :, 1:], -_NEVER)
+        alone = torch.cat([directions, never], 2)
+        return torch.where(self.mode_kinds[mode][..., None, None], own, alone)
 
     def _frame(self, mode: Tensor, angle: Tensor, shape: Tensor, chance: Tensor) -> Frame:
         turned = (mode > 0).long()
         shape = shape * turned + self.n_shapes * (1 - turned)
+        if self.short:
+            shape = torch.where(self.mode_kinds[mode], shape, self.n_shapes + 1)
         chance = torch.where(mode > 0, chance, torch.ones_like(chance))
-        kinds = torch.arange(self.n_shapes + 1, device=mode.device)
+        kinds = torch.arange(self.n_codes, device=mode.device)
         facts = torch.cat([(shape[:, None] == kinds).to(chance.dtype), chance[:, None]], 1)
         return Frame(mode, angle * turned, shape, facts)
 
@@ -311,9 +383,11 @@ class AlignedCode(nn.Module):
         self._set_code(self.n_shapes, flat)
         angle, _ = self._label(flat)
         turned = self.turn(flat, angle)
+        if self.short:
+            self._set_code(self.n_shapes + 1, turned)
         shape = self._fit_shapes(turned)
         self._fit_neighbours(angle.unflatten(0, features.shape[:2]), shape.unflatten(0, features.shape[:2]))
-        self._fit_books(self._costs(turned, shape), generator)
+        self._fit_books(*self._costs(turned, shape), generator)
         self._fit_plan(features[:_PLAN_DROPS].flatten(0, 1), generator)
 
     def _set_code(self, shape: int, features: Tensor) -> Tensor:
@@ -365,21 +439,24 @@ class AlignedCode(nn.Module):
         pairs = pairs + pairs.T + 0.5
         self.shape_kin.copy_(pairs / pairs.sum(1, keepdim=True))
 
-    def _fit_books(self, cost: Tensor, generator: torch.Generator) -> None:
+    def _fit_books(self, cost: Tensor, apart: Tensor, generator: torch.Generator) -> None:
         """Codewords of the frames, such that what is taken for another is much like it."""
-        prior = self.log_prior.exp().flatten()
-        made: dict[int, Tensor] = {}
-        for mode, (symbols, power) in enumerate(MODES):
-            if symbols:
-                if symbols not in made:
-                    made[symbols] = _book(cost, prior, symbols, self.n_shapes, generator)
-                book = made[symbols] * math.sqrt(power)
-                self.books[mode].zero_()
-                self.books[mode, :, :symbols] = book[:, :symbols]
-                self.books[mode, :, _N_FRAME : _N_FRAME + symbols] = book[:, symbols:]
+        prior = self.log_prior.exp()
+        made: dict[tuple[int, bool], Tensor] = {}
+        for at, mode in enumerate(self.ways):
+            n = mode.symbols
+            if n and (n, mode.kinds) not in made:
+                whole = (cost, prior.flatten(), n, self.n_shapes) if mode.kinds else (apart, prior.sum(0), n, 1)
+                made[n, mode.kinds] = _book(*whole, generator)
+            if n:
+                book = made[n, mode.kinds] * math.sqrt(mode.power)
+                self.books[at].zero_()
+                self.books[at, : len(book), :n] = book[:, :n]
+                self.books[at, : len(book), _N_FRAME : _N_FRAME + n] = book[:, n:]
 
-    def _costs(self, turned: Tensor, shape: Tensor) -> Tensor:
-        """Mean squared difference between CSI in one frame and the same components in another; (frame, frame)."""
+    def _costs(self, turned: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squared difference between CSI in one frame and the same components in another; (frame, frame), and
+        (angle, angle) for one kind."""
         by_angle = torch.zeros(self.n_angles)
         some = turned[:200]
         for step in range(self.n_angles):
@@ -387,7 +464,7 @@ class AlignedCode(nn.Module):
             by_angle[step] = (other - some).square().sum() / some.square().sum()
         by_shape = torch.zeros(self.n_shapes, self.n_shapes)
         n = max(1, self.n // 4)
-        bases = torch.complex(self.basis[:-1, 0, :, :n].float(), self.basis[:-1, 1, :, :n].float())
+        bases = torch.complex(*(self.basis[: self.n_shapes, part, :, :n].float() for part in range(2)))
         for k in range(self.n_shapes):
             mine = turned[shape == k][:100]
             if not len(mine):
@@ -402,7 +479,7 @@ class AlignedCode(nn.Module):
         apart = by_angle[(first[None] - first[:, None]) % self.n_angles]
         # Of unit vectors that differ in two ways, the correlations are taken to multiply.
         like = (1 - by_shape / 2)[:, None, :, None] * (1 - apart / 2)[None, :, None, :]
-        return (2 - 2 * like).reshape(self.n_shapes * self.n_angles, -1)
+        return (2 - 2 * like).reshape(self.n_shapes * self.n_angles, -1), apart
 
     def _condition(self, length: int, snr_db: float) -> Tensor:
         """What the code looks at among the conditions; (number,)."""
@@ -425,36 +502,51 @@ class AlignedCode(nn.Module):
         angle, shape = self._label(features)
         sure = torch.ones(len(features))
         energy = features.square().sum((1, 2))
-        frames = [self._frame(torch.full_like(angle, mode), angle, shape, sure) for mode in range(len(MODES))]
-        plain = self.components(features, frames[0].shape)
-        turned = self.components(self.turn(features, angle), shape)
+        frames = [self._frame(torch.full_like(angle, mode), angle, shape, sure) for mode in range(len(self.ways))]
+        plain, turned = features, self.turn(features, angle)
+        made: dict[tuple[bool, bool], Tensor] = {}
+        for way, frame in zip(self.ways, frames, strict=True):
+            if (bool(way.symbols), way.kinds) not in made:
+                made[bool(way.symbols), way.kinds] = self.components(turned if way.symbols else plain, frame.shape)
         for row, length in enumerate(self.plan_lengths):
             mask = (torch.arange(self.n) < length).float().repeat(2)
             for column, snr_db in enumerate(SNRS_DB):
                 condition = self._condition(length, snr_db).repeat(len(features), 1)
                 deviation = math.sqrt(0.5 * 10 ** (-snr_db / 10))
                 errors = []
-                for mode, (symbols, _) in enumerate(MODES):
+                for mode, way in enumerate(self.ways):
                     if mode not in self.modes(length):
                         errors.append(math.inf)
                         continue
                     self.plan[row, column] = mode
-                    parts = turned if symbols else plain
+                    parts = made[bool(way.symbols), way.kinds]
                     sent = self.pack(parts, frames[mode], condition)
                     received = (sent + deviation * torch.randn(sent.shape, generator=generator)) * mask
                     found = self.find(received[:, None], condition[:, None], None)
                     kept = frames[mode]._replace(facts=found.facts)
                     estimate = self.unpack(received, kept, condition)[0]
                     error = energy - parts.square().sum((1, 2)) + (parts - estimate).square().sum((1, 2))
-                    for k in range(self.n_shapes if symbols else 0):
-                        at = ((found.shape == k) & ((found.angle != angle) | (shape != k))).nonzero()[:, 0]
+                    mistaken = (found.angle != frames[mode].angle) | (found.shape != frames[mode].shape)
+                    for code in range(self.n_codes):
+                        at = ((found.shape == code) & mistaken).nonzero()[:, 0]
                         wrong = self.turn_back(
-                            self._synthesise(k, self.unpack(received[at], found.of(at), condition[at])[0]),
+                            self._synthesise(code, self.unpack(received[at], found.of(at), condition[at])[0]),
                             found.angle[at],
                         )
                         error[at] = (wrong - features[at]).square().sum((1, 2))
                     errors.append(float(error.mean()))
                 self.plan[row, column] = errors.index(min(errors))
+
+
+def _surprise(expected: Tensor, prior: Tensor) -> Tensor:
+    """What a neighbour's frame adds to the log-probability of one's own, where strangers are possible."""
+    return ((1 - _STRANGER) * expected + _STRANGER * prior).clamp(min=1e-12).log() - prior.log()
+
+
+def _from_others(told: Tensor, present: Tensor) -> Tensor:
+    """Sum over all other users that are heard; (drop, user, kind, angle) from the same."""
+    told = told * present[..., None, None]
+    return told.sum(1, keepdim=True) - told
 
 
 def _turns(n_antennas: int, n_angles: int) -> Tensor:

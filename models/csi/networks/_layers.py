@@ -10,7 +10,7 @@ from .base import N_CONDITIONS, AttentionConfig
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries over keys and values of the same or other tokens."""
+    """Multi-head attention, among tokens or between those of users."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -30,9 +30,17 @@ class Attention(nn.Module):
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return mixed.transpose(1, 2).reshape(query.shape)
 
-    def forward(self, x: Tensor, source: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(batch, query, width) and (batch, key, width) -> (batch, query, width)."""
-        return self.out(self.mix(self.query(x), self.key(source), self.value(source), bias))
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of tokens; (batch, token, width) each."""
+        parts = (self.query, self.key, self.value)
+        # At once: three small products take longer than one.
+        weight = torch.cat([part.weight for part in parts])
+        query, key, value = nn.functional.linear(x, weight, torch.cat([part.bias for part in parts])).chunk(3, -1)
+        return query, key, value
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attention among tokens; (batch, token, width) -> the same."""
+        return self.out(self.mix(*self.project(x)))
 
 
 class FeedForward(nn.Sequential):
@@ -54,8 +62,7 @@ class SelfLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, token, width) -> the same."""
-        normed = self.norm(x)
-        x = x + self.attention(normed, normed)
+        x = x + self.attention(self.norm(x))
         return x + self.feedforward(self.norm_feedforward(x))
 
 

@@ -27,6 +27,7 @@ class AlignedConfig(AttentionConfig):
     joint_layers: int = Field(2, ge=0, le=16, description="last layers of the decoder, where users help each other")
     angles_per_beam: int = Field(4, ge=1, le=32, description="fineness of the grid of directions")
     shapes: int = Field(8, ge=1, le=64, description="kinds of power over delay and angle, each with a linear code")
+    short: bool = Field(False, description="whether the direction alone may be sent, too, where feedback is short")
 
 
 class Aligned(Network):
@@ -118,10 +119,9 @@ class _Layer(nn.Module):
             condition: (batch, number).
             present: (drop, user): 1 for users that are heard; None without users.
         """
-        modulation = self.modulate(condition).reshape(x.shape[0], 1, 6 if self.joint else 4, x.shape[2])
-        parts = modulation.unbind(2)
-        normed = self.norm(x) * (1 + parts[0]) + parts[1]
-        x = x + self.attention(normed, normed)
+        modulation = self.modulate(condition).unflatten(1, (6 if self.joint else 4, x.shape[2]))
+        parts = modulation.split(1, 1)
+        x = x + self.attention(self.norm(x) * (1 + parts[0]) + parts[1])
         if self.joint and present is not None and present.shape[1] > 1:
             x = x + self._from_others(self.norm(x) * (1 + parts[4]) + parts[5], present)
         return x + self.feedforward(self.norm(x) * (1 + parts[2]) + parts[3])
@@ -142,17 +142,18 @@ class _Layer(nn.Module):
             picked = picked.reshape(n_all, (n_users - 1) * n_tokens, width)
             return torch.cat([picked, silence.reshape(1, 1, width).expand(n_all, 1, width)], 1)
 
-        key = from_others(attention.key(x), attention.key(self.nothing))
-        value = from_others(attention.value(x), torch.zeros_like(self.nothing))
+        query, key, value = attention.project(x)
+        key = from_others(key, attention.key(self.nothing))
+        value = from_others(value, torch.zeros_like(self.nothing))
         # No bias behind the values: nothing heard is nothing said.
-        found = nn.functional.linear(attention.mix(attention.query(x), key, value, bias), attention.out.weight)
+        found = nn.functional.linear(attention.mix(query, key, value, bias), attention.out.weight)
         return found * torch.sigmoid(self.gate(torch.cat([x, found], 2)))
 
 
 class _Conditions(nn.Sequential):
     def __init__(self, c: AlignedConfig) -> None:
         super().__init__(
-            nn.Linear(N_CONDITIONS + c.shapes + 2, _CONDITION_WIDTH),
+            nn.Linear(N_CONDITIONS + c.shapes + c.short + 2, _CONDITION_WIDTH),
             nn.SiLU(),
             nn.Linear(_CONDITION_WIDTH, _CONDITION_WIDTH),
             nn.SiLU(),
@@ -162,7 +163,7 @@ class _Conditions(nn.Sequential):
 class _Encoder(nn.Module):
     def __init__(self, c: AlignedConfig) -> None:
         super().__init__()
-        self.code = AlignedCode(c, c.angles_per_beam, c.shapes)
+        self.code = AlignedCode(c, c.angles_per_beam, c.shapes, c.short)
         self.conditions = _Conditions(c)
         self.embedding = Embedding(c.n_antennas, 2 * c.n_taps, c.width)
         self.layers = nn.ModuleList(_Layer(c, joint=False) for _ in range(c.encoder_layers))
@@ -186,7 +187,7 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     def __init__(self, c: AlignedConfig) -> None:
         super().__init__()
-        self.code = AlignedCode(c, c.angles_per_beam, c.shapes)
+        self.code = AlignedCode(c, c.angles_per_beam, c.shapes, c.short)
         self.joint, self.code_width, self.n_tokens = c.joint_layers > 0, c.code_width, c.n_antennas
         self.expand = nn.Linear(2 * c.max_length, c.n_antennas * c.code_width)
         self.conditions = _Conditions(c)

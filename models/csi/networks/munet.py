@@ -112,7 +112,7 @@ class _JointLayer(nn.Module):
         n_batch, n_users = x.shape[:2]
         normed = self.norm(x)
         attention = self.attention
-        query, key, value = attention.query(normed), attention.key(normed), attention.value(normed)
+        query, key, value = attention.project(normed)
         # All ordered pairs (i, j): own[i] beside other[j].
         own = {n: t[:, :, None].expand(-1, -1, n_users, -1, -1).flatten(0, 2) for n, t in _named(query, key, value)}
         other = {n: t[:, None].expand(-1, n_users, -1, -1, -1).flatten(0, 2) for n, t in _named(query, key, value)}
