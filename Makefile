@@ -5,15 +5,23 @@ PY      := $(VENV)/bin/python
 SEMAIR  := $(VENV)/bin/semair
 APT     := gnuradio libiio-utils uhd-host python3-soapysdr soapysdr-module-uhd gir1.2-gtk-3.0 python3-venv xvfb
 STAMP   := $(VENV)/.installed
+WARM    := $(VENV)/.compiled
 
 .PHONY: demo test lint fuzz setup clean
 
-demo: setup
-	$(SEMAIR) run random-access --scenario lab --frames 200 --folder runs/demo --overwrite
+demo: setup $(WARM)
+	$(SEMAIR) run closed-loop --folder runs/demo --overwrite
 	$(SEMAIR) replay runs/demo
+	@echo "report      runs/demo/report.html"
+
+# What is compiled at first use is kept: this belongs to the set-up.
+$(WARM): $(STAMP)
+	$(SEMAIR) run closed-loop --rounds 1 --no-record --no-report --folder build/compiled --overwrite > /dev/null
+	touch $@
 
 test: setup lint
-	$(PY) -m pytest
+	# A file's tests stay together: many share what takes long to make.
+	$(PY) -m pytest -n auto --dist loadfile
 
 lint: setup
 	$(VENV)/bin/ruff check .
@@ -40,7 +48,7 @@ $(STAMP): pyproject.toml constraints.txt Makefile
 	test -x $(PY) || /usr/bin/python3 -m venv --system-site-packages $(VENV)
 	# By itself and first, so that nothing else chooses the build; training on a GPU has its own environment.
 	$(PY) -m pip install -q -c constraints.txt torch==2.13.0
-	$(PY) -m pip install -q -c constraints.txt -e '.[dev,hdf5]'
+	$(PY) -m pip install -q -c constraints.txt -e '.[dev,hdf5,heif]'
 	touch $@
 
 clean:

@@ -116,6 +116,17 @@ class CodedModulation:
 
     def encode(self, bits: Bits) -> NDArray[np.complex64]:
         """Messages to symbols; complex64, (message, n_symbols) from uint8, (message, n_info)."""
+        return qam.modulate(self.encode_bits(bits), self.bits_per_symbol)
+
+    def encode_bits(self, bits: Bits) -> Bits:
+        """Messages to coded bits in the order of the symbols that are to carry them.
+
+        Args:
+            bits: uint8, (message, n_info).
+
+        Returns:
+            uint8, (message, n_symbols * bits_per_symbol).
+        """
         if bits.ndim != 2 or bits.shape[1] != self.n_info:
             raise ValueError(f"bits is {bits.shape}; needs (message, {self.n_info})")
         code = self._code
@@ -123,7 +134,7 @@ class CodedModulation:
         coded = code.encode(filled.reshape(-1, code.n_info)).reshape(len(bits), -1)
         spread = np.zeros((len(bits), self._order.size), np.uint8)
         spread[:, self._order[: coded.shape[1]]] = coded
-        return qam.modulate(spread, self.bits_per_symbol)
+        return spread
 
     def decode(self, received: NDArray[np.complexfloating], noise_power: ArrayLike) -> Bits:
         """Received symbols to messages.
@@ -137,10 +148,22 @@ class CodedModulation:
         """
         if received.ndim != 2 or received.shape[1] != self.n_symbols:
             raise ValueError(f"received is {received.shape}; needs (message, {self.n_symbols})")
+        return self.decode_bits(qam.soft_bits(received, self.bits_per_symbol, noise_power))
+
+    def decode_bits(self, llr: NDArray[np.floating]) -> Bits:
+        """Ratios of coded bits to messages.
+
+        Args:
+            llr: float, (message, n_symbols * bits_per_symbol): ln P(0) / P(1), in the order of `encode_bits`.
+
+        Returns:
+            uint8, (message, n_info).
+        """
+        if llr.ndim != 2 or llr.shape[1] != self._order.size:
+            raise ValueError(f"llr is {llr.shape}; needs (message, {self._order.size})")
         code = self._code
-        llr = qam.soft_bits(received, self.bits_per_symbol, noise_power)
         used = llr[:, self._order[: self._n_words * code.n_coded]]
-        return code.decode(used.reshape(-1, code.n_coded)).reshape(len(received), -1)[:, : self.n_info]
+        return code.decode(used.reshape(-1, code.n_coded)).reshape(len(llr), -1)[:, : self.n_info]
 
     def block_errors(self, snr_db: float, n_messages: int, generator: np.random.Generator) -> int:
         """Send random messages through Gaussian noise, and count those that come back wrong."""

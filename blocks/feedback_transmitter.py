@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,13 +35,21 @@ class FeedbackTransmitter(Failsafe, gr.basic_block):
         frame: slots and antennas.
         encoder: codes for all users, one after the other.
         snr_db: that the base station announced; the code is made for it.
+        answering: users that answer in a frame, by its number; others hear it and stay silent. None: all answer.
     """
 
-    def __init__(self, frame: CsiFrame, encoder: Encoder, snr_db: float) -> None:
+    def __init__(
+        self,
+        frame: CsiFrame,
+        encoder: Encoder,
+        snr_db: float,
+        answering: Callable[[int], Collection[int]] | None = None,
+    ) -> None:
         gr.basic_block.__init__(self, name="semair feedback transmitter", in_sig=None, out_sig=None)
         self.frame = frame
         self.encoder = encoder
         self.snr_db = snr_db
+        self.answering = answering
         self._starts: dict[int, int] = {}
         self._words: dict[int, dict[int, np.ndarray]] = {}
         self._over: dict[int, set[int]] = {}
@@ -75,8 +84,8 @@ class FeedbackTransmitter(Failsafe, gr.basic_block):
             self._over.setdefault(frame, set()).add(user)
             self._finish(frame)
             return
-        if not vector.any():
-            # Nothing was received, so there is nothing to tell.
+        if not vector.any() or (self.answering is not None and user not in self.answering(frame)):
+            # Nothing was received, so there is nothing to tell; or nobody is there to tell it.
             return
         slots = self.frame.slots
         begin = time.perf_counter()

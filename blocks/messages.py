@@ -1,6 +1,6 @@
 """Messages between blocks: a dictionary of plain values with one vector.
 
-Complex vectors, and fields that are read, go through the serialised form of a PMT, which is several times faster than
+Vectors, and fields that are read, go through the serialised form of a PMT, which is several times faster than
 one call for every item.
 """
 
@@ -21,7 +21,8 @@ _ENTRY = bytes([_DICT, _PAIR, _SYMBOL])
 _INT32_VALUE, _INT64_VALUE, _DOUBLE_VALUE = struct.Struct(">i"), struct.Struct(">q"), struct.Struct(">d")
 _LENGTH_16, _LENGTH_32 = struct.Struct(">H"), struct.Struct(">I")
 _C32_PREFIX = b"\x0a\x0a"  # uniform vector, complex float
-_C32_PADDING = b"\x01\x00"
+_U8_PREFIX = b"\x0a\x00"  # uniform vector, bytes
+_PADDING = b"\x01\x00"
 
 
 def c32vector(values: np.ndarray) -> Any:
@@ -29,7 +30,7 @@ def c32vector(values: np.ndarray) -> Any:
     if len(values) == 0:
         return pmt.init_c32vector(0, [])
     body = np.ascontiguousarray(values, ">c8").tobytes()
-    return pmt.deserialize_str(_C32_PREFIX + struct.pack(">I", len(values)) + _C32_PADDING + body)
+    return pmt.deserialize_str(_C32_PREFIX + struct.pack(">I", len(values)) + _PADDING + body)
 
 
 def c32array(vector: Any) -> np.ndarray:
@@ -48,18 +49,43 @@ def c32array(vector: Any) -> np.ndarray:
     return np.frombuffer(data, ">c8", offset=8).astype(np.complex64)
 
 
+def u8vector(values: np.ndarray) -> Any:
+    """A PMT vector of uint8 values, (n,)."""
+    if len(values) == 0:
+        return pmt.init_u8vector(0, [])
+    body = np.ascontiguousarray(values, np.uint8).tobytes()
+    return pmt.deserialize_str(_U8_PREFIX + struct.pack(">I", len(values)) + _PADDING + body)
+
+
+def u8array(vector: Any) -> np.ndarray:
+    """The values of a PMT vector of bytes; uint8, (n,), a copy.
+
+    Raises:
+        ValueError: the PMT is another thing.
+    """
+    if not pmt.is_u8vector(vector):
+        raise ValueError("expected a vector of bytes (u8vector) in this message")
+    if pmt.length(vector) == 0:
+        return np.empty(0, np.uint8)
+    data = pmt.serialize_str(vector)
+    if data[:2] != _U8_PREFIX or struct.unpack_from(">I", data, 2)[0] != pmt.length(vector):
+        raise ValueError("the serialised form of u8vector in this GNU Radio is not the known one")
+    return np.frombuffer(data, np.uint8, offset=8).copy()
+
+
 def pack(fields: dict[str, Any], vector: np.ndarray | None = None) -> Any:
     """Build a message.
 
     Args:
         fields: plain values: bool, int, float, str, None, lists of int, float64 arrays.
-        vector: complex64, (n,), the payload, or None.
+        vector: complex64 or uint8, (n,), the payload, or None.
 
     Returns:
-        PDU: a pair of dictionary and c32vector.
+        PDU: a pair of dictionary and c32vector or u8vector.
     """
-    table = extended(pmt.make_dict(), fields)
-    return pmt.cons(table, c32vector(np.empty(0, np.complex64) if vector is None else vector))
+    values = np.empty(0, np.complex64) if vector is None else vector
+    body = u8vector(values) if values.dtype == np.uint8 else c32vector(values)
+    return pmt.cons(extended(pmt.make_dict(), fields), body)
 
 
 def extended(table: Any, fields: dict[str, Any]) -> Any:
@@ -89,7 +115,8 @@ def unpack(message: Any) -> tuple[dict[str, Any], np.ndarray]:
     """
     if not (pmt.is_pair(message) and pmt.is_dict(pmt.car(message))):
         raise ValueError("expected a PDU: a pair of dictionary and vector")
-    return fields_of(pmt.car(message)), c32array(pmt.cdr(message))
+    vector = pmt.cdr(message)
+    return fields_of(pmt.car(message)), u8array(vector) if pmt.is_u8vector(vector) else c32array(vector)
 
 
 def fields_of(table: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from ..captures.reader import Recording
 from ..errors import ScenarioError
-from .playback import Gaps, Playback, PlayOptions
+from .playback import Gaps, Playback, PlayOptions, log
 from .runtime import RX_BEGIN, RX_END, RX_GAP, WORK_DONE, Failsafe, gr, guarded, pmt, time_tags
 
 _PACE_STEP_S = 0.005
@@ -77,7 +76,7 @@ class SigmfSource(Failsafe, gr.sync_block):
         self._position = 0
         self._pace = None if speed is None else Pace(speed * self.playback.rate_hz)
         if self.playback.stopped_at is not None:
-            logging.getLogger(__name__).warning(
+            log.warning(
                 f"{recording.name}: samples are missing before sample {self.playback.stopped_at}: from there on "
                 f"{self.playback.skipped_samples} samples are not played; see gaps"
             )

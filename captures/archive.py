@@ -22,7 +22,7 @@ from ..errors import RecordingError
 from . import storage
 from .collection import collection_body, find_collection, listed_streams, require_stream
 from .derive import stretches
-from .meta import COLLECTION_SUFFIX, DATA_SUFFIX, META_SUFFIX, NAMESPACE, check_name
+from .meta import COLLECTION_SUFFIX, DATA_SUFFIX, META_SUFFIX, NAMESPACE, check_name, check_place
 from .reader import OnShare, Recording
 
 SUFFIXES = (keys.SIGMF_ARCHIVE_EXT, *keys.SIGMF_COMPRESSED_EXTS.values())
@@ -278,7 +278,7 @@ def archive(path: Path, target: Path, *, overwrite: bool = False, on_share: OnSh
         recordings = []
         for base, expected in listed_streams(collection, body):
             require_stream(collection, base, expected)
-            recordings.append(Recording.open(collection.with_name(base + META_SUFFIX)))
+            recordings.append(Recording.open(collection.parent / (base + META_SUFFIX)))
         extra = [collection, *_companions(collection, body)]
         root, inside = collection.parent, PurePosixPath()
     else:
@@ -291,11 +291,16 @@ def archive(path: Path, target: Path, *, overwrite: bool = False, on_share: OnSh
             _add(tar, item, inside / item.relative_to(root).as_posix())
         for recording in recordings:
             # One recording is called after the archive, as others expect it; the data first, as they write it.
-            base = stem if inside.parts else recording.name
+            base = stem if inside.parts else _base(recording, root)
             _add_data(tar, recording, inside / (base + DATA_SUFFIX), on_share, done, total)
             _add(tar, recording.meta_path, inside / (base + META_SUFFIX))
             done += recording.n_samples * recording.frame_bytes
     return target
+
+
+def _base(recording: Recording, root: Path) -> str:
+    """Base name of a recording, with its folder where that is one below."""
+    return (recording.meta_path.parent.relative_to(root) / recording.name).as_posix()
 
 
 def companion_names(body: dict[str, Any]) -> list[str]:
@@ -307,11 +312,7 @@ def companion_names(body: dict[str, Any]) -> list[str]:
     truth, listed = body.get(f"{NAMESPACE}:truth"), body.get(f"{NAMESPACE}:files")
     names = ["run.json", *([truth] if isinstance(truth, str) else []), *(listed if isinstance(listed, dict) else {})]
     for name in names:
-        parts = name.split("/")
-        if len(parts) > 2:
-            raise RecordingError(f"{name!r} is named as a file of the run; it must lie in its folder or one below")
-        for part in parts:
-            check_name(part, "file of the run")
+        check_place(name, "file of the run")
     return list(dict.fromkeys(names))
 
 

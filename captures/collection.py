@@ -20,6 +20,7 @@ from .meta import (
     SPECIFICATION,
     FieldError,
     check_name,
+    check_place,
     dumps,
     load_json,
     meta_problems,
@@ -66,10 +67,12 @@ def write_collection(
     Args:
         folder: where the recordings are.
         name: base name of the collection.
-        recordings: base name by role, e.g. ``{"bs-rx": "run7-bs-rx", "tx-beacon": "run7-tx-beacon"}``.
+        recordings: base name by role, e.g. ``{"bs-rx": "run7-bs-rx", "tx-beacon": "run7-tx-beacon"}``; of recordings
+            one folder below, ``"folder/bs-rx"``.
         fields: fields of the semair namespace, without prefix.
         description: free text.
-        files: names of other files in the folder, e.g. of the ground truth; their checksums go into the collection.
+        files: names of other files in the folder or one below, e.g. of the ground truth; their checksums go into the
+            collection.
         standard_fields: fields of SigMF's own extensions for the collection, under their full names.
         overwrite: replace an existing collection.
 
@@ -95,7 +98,7 @@ def write_collection(
         raise RecordingError("fields hold roles; they follow from recordings, leave them out")
     records = {}
     for file in files:
-        check_name(file, "file")
+        check_place(file, "file")
         try:
             records[file] = file_record(folder / file)
         except OSError as err:
@@ -106,7 +109,7 @@ def write_collection(
     own = require_fields("collection", {**(fields or {}), **listed, "roles": dict(recordings)})
     streams = []
     for role, base in recordings.items():
-        check_name(base, f"recording of role {role}")
+        check_place(base, f"recording of role {role}")
         recording = Recording.open(folder / (base + META_SUFFIX))
         streams.append({"name": base, "hash": calculate_sha512(filename=recording.meta_path)})
     body: dict[str, Any] = {keys.VERSION_KEY: SPECIFICATION, **(standard_fields or {})}
@@ -138,7 +141,7 @@ def open_collection(path: str | Path) -> Collection:
     roles = _role_by_name(path, body)
     for base, expected in listed_streams(path, body):
         require_stream(path, base, expected)
-        recordings[roles.get(base, base)] = Recording.open(path.with_name(base + META_SUFFIX))
+        recordings[roles.get(base, base)] = Recording.open(path.parent / (base + META_SUFFIX))
     missing = sorted(set(roles.values()) - set(recordings))
     if missing:
         raise FieldError(
@@ -194,7 +197,7 @@ def listed_streams(path: Path, body: Mapping[str, Any]) -> list[tuple[str, str]]
     """Base name and expected meta checksum of each recording; objects and the deprecated pairs are both read.
 
     Raises:
-        RecordingError: an entry is malformed or leads out of the collection's folder.
+        RecordingError: an entry is malformed or leads out of the collection's folder, or further down than one below.
     """
     listed = body.get(keys.STREAMS_KEY)
     if not isinstance(listed, list):
@@ -208,7 +211,7 @@ def listed_streams(path: Path, body: Mapping[str, Any]) -> list[tuple[str, str]]
                 f"collection.{keys.STREAMS_KEY}.{index}",
                 f"is {stream!r}; it must hold a name and a hash",
             )
-        check_name(pair[0], f"{path}, collection.{keys.STREAMS_KEY}.{index}.name")
+        check_place(pair[0], f"{path}, collection.{keys.STREAMS_KEY}.{index}.name")
         result.append((pair[0], pair[1].lower()))
     return result
 
@@ -219,7 +222,7 @@ def require_stream(path: Path, base: str, expected: str) -> None:
     Raises:
         FieldError: its metadata are missing or were changed.
     """
-    meta_path = path.with_name(base + META_SUFFIX)
+    meta_path = path.parent / (base + META_SUFFIX)
     if not meta_path.is_file():
         raise FieldError(meta_path, "", f"missing, but {path.name} lists it; restore it from a copy")
     if calculate_sha512(filename=meta_path) != expected:

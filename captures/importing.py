@@ -11,8 +11,8 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
@@ -208,7 +208,7 @@ def _in_collection(path: Path) -> _Set:
     found = []
     for base, expected in listed_streams(path, body):
         require_stream(path, base, expected)
-        found.append(_on_disk(path.with_name(base + META_SUFFIX)))
+        found.append(replace(_on_disk(path.parent / (base + META_SUFFIX)), name=base))
     files = {name: path.parent / name for name in companion_names(body)}
     companions = {name: _opener(file) for name, file in files.items() if file.is_file() and not file.is_symlink()}
     return _Set(found, _stem(path), path.read_bytes(), companions)
@@ -216,23 +216,28 @@ def _in_collection(path: Path) -> _Set:
 
 def _in_archive(path: Path, members: list[Member]) -> _Set:
     by_path = {member.path: member for member in members}
+    collections = [member for member in members if member.path.name.endswith(COLLECTION_SUFFIX)]
+    # What a collection lists lies beside it, or one folder below.
+    root = collections[0].path.parent if len(collections) == 1 else None
     found: dict[str, _Foreign] = {}
     for inside, member in by_path.items():
         if not inside.name.endswith(META_SUFFIX):
             continue
         stem = inside.name.removesuffix(META_SUFFIX)
         check_name(stem, f"recording in {path}")
+        if root is not None and inside.parent.parent == root != inside.parent:
+            stem = f"{inside.parent.name}/{stem}"
         if stem in found:
             raise RecordingError(f"{path} holds two recordings {stem}; unpack it by hand and import one by one")
         raw_meta = _read_small(path, member)
         place = path / str(inside)
-        data = by_path.get(inside.with_name(_dataset(place, raw_meta) or stem + DATA_SUFFIX))
+        named = inside.name.removesuffix(META_SUFFIX) + DATA_SUFFIX
+        data = by_path.get(inside.with_name(_dataset(place, raw_meta) or named))
         if data is None:
             raise RecordingError(f"{path} holds {inside}, but not its data; restore it from a copy")
         found[stem] = _Foreign(stem, place, raw_meta, _Source(data.path.name, data.size, data.open))
     if not found:
         raise RecordingError(f"{path} holds no recording (no {META_SUFFIX} file); check what it is")
-    collections = [member for member in members if member.path.name.endswith(COLLECTION_SUFFIX)]
     if len(collections) > 1:
         raise RecordingError(f"{path} holds {len(collections)} collections; unpack it by hand and import one of them")
     if not collections:
@@ -244,6 +249,9 @@ def _in_archive(path: Path, members: list[Member]) -> _Set:
         raise FieldError(place, "collection", "missing or no object; restore the file from a copy")
     ordered = []
     for base, expected in listed_streams(place, body):
+        below = [name for name in found if PurePosixPath(name).name == base]
+        if base not in found and len(below) == 1:
+            found[base] = replace(found.pop(below[0]), name=base)
         if base not in found:
             raise FieldError(place, f"collection.{keys.STREAMS_KEY}", f"{base} is listed, but not in the archive")
         if hashlib.sha512(found[base].raw_meta).hexdigest() != expected:
@@ -279,7 +287,7 @@ def _import_set(given: _Set, folder: Path, name: str | None, overwrite: bool, on
         recording, told, verbatim = _import_one(item, folder, name or item.name, overwrite, on_share)
         recordings.append(recording)
         notes += [f"{item.name}: {note}" for note in told]
-        same = same and verbatim and recording.name == item.name
+        same = same and verbatim and recording.name == PurePosixPath(item.name).name
     if given.collection is None:
         return Imported(recordings, None, notes)
     for inside, opener in given.companions.items():
@@ -290,7 +298,8 @@ def _import_set(given: _Set, folder: Path, name: str | None, overwrite: bool, on
     roles: dict[str, str] = {}
     for recording in recordings:
         plain = re.sub(r"[^a-z0-9]+", "-", recording.name.lower()).strip("-") or "recording"
-        roles[plain if plain not in roles else f"{plain}-{len(roles)}"] = recording.name
+        below = recording.meta_path.parent.relative_to(folder)
+        roles[plain if plain not in roles else f"{plain}-{len(roles)}"] = (below / recording.name).as_posix()
     write_collection(folder, given.title, roles, overwrite=overwrite)
     return Imported(recordings, target, [*notes, "the collection was written anew over the converted recordings"])
 
@@ -320,7 +329,8 @@ def _import_one(
     source = meta["global"].get(f"{NAMESPACE}:sources", [{}])[0] if not (ours and layout.plain) else {}
     pieces = layout.pieces(source, notes, on_share)
     verbatim = item.raw_meta if ours and layout.plain else None
-    recording = write_recording(folder, name, meta, pieces, overwrite=overwrite, verbatim=verbatim)
+    at = folder / PurePosixPath(name).parent
+    recording = write_recording(at, PurePosixPath(name).name, meta, pieces, overwrite=overwrite, verbatim=verbatim)
     return recording, notes, verbatim is not None
 
 

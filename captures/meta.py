@@ -104,6 +104,19 @@ def check_name(name: str, what: str = "name") -> None:
         raise RecordingError(f"{what} is {name!r}; leave out the .sigmf ending, it is added")
 
 
+def check_place(name: str, what: str = "name") -> None:
+    """As `check_name`, for a file in a folder or in one below it, as `folder/name`.
+
+    Raises:
+        RecordingError: the name is not plain, or leads elsewhere.
+    """
+    parts = name.split("/") if isinstance(name, str) else [name]
+    if len(parts) > 2:
+        raise RecordingError(f"{what} is {name!r}; it must be a plain file name, or one in a folder below")
+    for part in parts:
+        check_name(part, what)
+
+
 def plain(value: Any) -> Any:
     """JSON-ready copy of a field value: NumPy arrays and scalars, tuples and device times become plain."""
     if isinstance(value, DeviceTime):

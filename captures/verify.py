@@ -24,7 +24,7 @@ from .meta import (
     META_SUFFIX,
     NAMESPACE,
     FieldError,
-    check_name,
+    check_place,
     is_sealed_kind,
     load_json,
     meta_problems,
@@ -179,12 +179,13 @@ def _collection(path: Path, *, recordings: bool) -> Iterator[Finding]:
         if base not in names:
             yield Finding("error", path, f"collection.{NAMESPACE}:roles.{role}", f"{base} is not in core:streams")
     for base, expected in listed:
-        meta_path = path.with_name(base + META_SUFFIX)
+        meta_path = path.parent / (base + META_SUFFIX)
         try:
             require_stream(path, base, expected)
         except FieldError as err:
             yield _finding(path, err)
-        if recordings and meta_path.is_file():
+        # Those beside the collection are found with its folder, too.
+        if (recordings or "/" in base) and meta_path.is_file():
             yield from _recording(meta_path)
 
 
@@ -203,11 +204,11 @@ def _files(path: Path, body: dict) -> Iterator[Finding]:
     listed = body.get(f"{NAMESPACE}:files", {})
     for name, record in listed.items() if isinstance(listed, dict) else ():
         try:
-            check_name(name, f"{field}.{name!r}")
+            check_place(name, f"{field}.{name!r}")
         except RecordingError as err:
             yield Finding("error", path, field, str(err))
             continue
-        file = path.with_name(name)
+        file = path.parent / name
         if not isinstance(record, dict) or {"bytes", "sha256", "crc32"} - set(record):
             continue  # the schema has named it
         if not file.is_file():

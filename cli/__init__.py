@@ -9,10 +9,10 @@ import typer
 from rich.markup import escape
 
 from ..errors import SemairError
-from . import captures, models, radios, runs, semantic, tools
+from . import captures, loop, models, radios, runs, semantic, tools
 from .common import INTERRUPTED, app, err
 
-__all__ = ["app", "captures", "main", "models", "radios", "runs", "semantic", "tools"]
+__all__ = ["app", "captures", "loop", "main", "models", "radios", "runs", "semantic", "tools"]
 
 
 def main() -> None:

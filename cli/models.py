@@ -22,9 +22,21 @@ from .common import (
     say,
 )
 from .progress import share_progress, training_progress
+from .training import (
+    ConfigOption,
+    DeviceOption,
+    ListFlag,
+    MinutesOption,
+    ResumeFlag,
+    end_if_interrupted,
+    list_configs,
+    needed,
+    settings_text,
+    tell_trained,
+)
 
 if TYPE_CHECKING:
-    pass
+    from ..models.cards import Card
 
 train_app = typer.Typer(help="Train a model.", no_args_is_help=True)
 evaluate_app = typer.Typer(help="Evaluate models beside their peers.", no_args_is_help=True)
@@ -39,14 +51,10 @@ app.add_typer(evaluate_app, name="evaluate")
     "--device cuda | semair train uad --from runs/monday --from runs/tuesday --keep-out runs/friday",
 )
 def train_uad(
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", help="Name of a shipped configuration, or path of a TOML file.")
-    ] = None,
+    config: ConfigOption = None,
     folder: Annotated[Path | None, typer.Option(help="Where model, card and curve go; default runs/uad-NAME.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    minutes: Annotated[
-        float | None, typer.Option(help="Train for this long: the schedule is fitted to it, and steps do not count.")
-    ] = None,
+    device: DeviceOption = "cpu",
+    minutes: MinutesOption = None,
     recordings: Annotated[
         list[Path] | None, typer.Option("--from", help="Fine-tune with the recording of this run; repeat for more.")
     ] = None,
@@ -59,9 +67,9 @@ def train_uad(
     ] = "uad-lab",
     steps: Annotated[int, typer.Option(min=1, help="Fine-tuning: steps.")] = 600,
     share: Annotated[float, typer.Option(help="Fine-tuning: share of steps that take recorded slots.")] = 0.75,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
+    resume: ResumeFlag = False,
     overwrite: OverwriteFlag = False,
-    show_configs: Annotated[bool, typer.Option("--list", help="List the shipped configurations.")] = False,
+    show_configs: ListFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train an activity detector on slots that are drawn afresh in every step.
@@ -80,21 +88,11 @@ def train_uad(
     from ..models.uad.train import load_config, shipped_configs, train
 
     if show_configs:
-        found = {name: load_config(name).description for name in shipped_configs()}
-        if as_json:
-            print(json.dumps(found))
-        for name, description in found.items() if not as_json else ():
-            say(f"{name}: {description}")
+        list_configs({name: load_config(name).description for name in shipped_configs()}, as_json)
         return
-    if config is None:
-        raise ScenarioError(f"--config is missing; give a TOML file or one of: {', '.join(shipped_configs())}")
-    chosen = load_config(config)
+    chosen = load_config(needed(config, shipped_configs()))
     place = folder or Path("runs") / f"uad-{chosen.name}"
-    command = f"semair train uad --config {config}"
-    if minutes is not None:
-        command += f" --minutes {minutes:g}"
-    if device != "cpu":
-        command += f" --device {device}"
+    command = f"semair train uad --config {config}{settings_text(minutes, device)}"
     with training_progress(quiet=as_json) as on_progress:
         done = train(
             chosen,
@@ -106,27 +104,22 @@ def train_uad(
             on_progress=on_progress,
             command=command,
         )
-    card = done.card
-    if as_json:
-        metrics = None if card is None else [metric.model_dump(mode="json") for metric in card.metrics]
-        print(json.dumps({"folder": str(place), "steps": done.steps, "finished": card is not None, "metrics": metrics}))
-    elif card is not None:
-        table = Table("preamble length", "slots", "error probability", "95 %", "missed", "false alarms")
-        for metric in card.metrics:
-            at = metric.conditions
-            table.add_row(
-                str(at["length"]),
-                str(at["slots"]),
-                f"{metric.value:.2e}",
-                f"{metric.low:.1e} to {metric.high:.1e}",
-                f"{at['missed']:.2e}",
-                f"{at['false_alarms']:.2e}",
-            )
-        out.print(table)
-        say(f"model       {place}, {card.network.n_parameters} parameters, {card.training.time_s:.0f} s")
-    if card is None:
-        err.print(f"checkpoint at step {done.steps} in {place}; go on with --resume", markup=False, soft_wrap=True)
-        raise typer.Exit(INTERRUPTED)
+    tell_trained(done, place, as_json, _show_uad)
+
+
+def _show_uad(card: Card) -> None:
+    table = Table("preamble length", "slots", "error probability", "95 %", "missed", "false alarms")
+    for metric in card.metrics:
+        at = metric.conditions
+        table.add_row(
+            str(at["length"]),
+            str(at["slots"]),
+            f"{metric.value:.2e}",
+            f"{metric.low:.1e} to {metric.high:.1e}",
+            f"{at['missed']:.2e}",
+            f"{at['false_alarms']:.2e}",
+        )
+    out.print(table)
 
 
 def _fine_tune(
@@ -187,9 +180,7 @@ def _fine_tune(
         verdict = "better" if overall.high < 0 else "worse" if overall.low > 0 else "no different within the interval"
         say(f"after fine-tuning: {verdict}")
         say(f"model       {place}; use it with --detector {place}")
-    if done.card is None:
-        err.print(f"checkpoint at step {done.steps} in {place}; go on with --resume", markup=False, soft_wrap=True)
-        raise typer.Exit(INTERRUPTED)
+    end_if_interrupted(done, place)
 
 
 @train_app.command(
@@ -199,9 +190,7 @@ def _fine_tune(
     "--traced paths.safetensors --scene munich --scene simple_street_canyon --traced-share 0.5",
 )
 def train_csi(
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", help="Name of a shipped configuration, or path of a TOML file.")
-    ] = None,
+    config: ConfigOption = None,
     folder: Annotated[Path | None, typer.Option(help="Where model, card and curve go; default runs/csi-NAME.")] = None,
     traced: Annotated[
         Path | None, typer.Option(help="Take drops from this file of semair trace, too, from its training split.")
@@ -212,13 +201,11 @@ def train_csi(
     traced_share: Annotated[
         float | None, typer.Option(help="Share of drops that are traced; default: as configured, or half.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    minutes: Annotated[
-        float | None, typer.Option(help="Train for this long: the schedule is fitted to it, and steps do not count.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
+    device: DeviceOption = "cpu",
+    minutes: MinutesOption = None,
+    resume: ResumeFlag = False,
     overwrite: OverwriteFlag = False,
-    show_configs: Annotated[bool, typer.Option("--list", help="List the shipped configurations.")] = False,
+    show_configs: ListFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a network that feeds CSI back, on drops that are drawn afresh in every step.
@@ -229,15 +216,9 @@ def train_csi(
     from ..models.csi.train import load_config, shipped_configs, train, with_traced
 
     if show_configs:
-        found = {name: load_config(name).description for name in shipped_configs()}
-        if as_json:
-            print(json.dumps(found))
-        for name, description in found.items() if not as_json else ():
-            say(f"{name}: {description}")
+        list_configs({name: load_config(name).description for name in shipped_configs()}, as_json)
         return
-    if config is None:
-        raise ScenarioError(f"--config is missing; give a TOML file or one of: {', '.join(shipped_configs())}")
-    chosen = load_config(config)
+    chosen = load_config(needed(config, shipped_configs()))
     place = folder or Path("runs") / f"csi-{chosen.name}"
     command = f"semair train csi --config {config}"
     if traced is None and (scene or traced_share is not None):
@@ -246,10 +227,7 @@ def train_csi(
         chosen = with_traced(chosen, scene, traced_share)
         command += "".join([f" --traced {traced.name}", *(f" --scene {name}" for name in scene or ())])
         command += f" --traced-share {traced_share:g}" if traced_share is not None else ""
-    if minutes is not None:
-        command += f" --minutes {minutes:g}"
-    if device != "cpu":
-        command += f" --device {device}"
+    command += settings_text(minutes, device)
     with training_progress(quiet=as_json) as on_progress:
         done = train(
             chosen,
@@ -262,27 +240,21 @@ def train_csi(
             on_progress=on_progress,
             command=command,
         )
-    card = done.card
-    if as_json:
-        metrics = None if card is None else [metric.model_dump(mode="json") for metric in card.metrics]
-        print(json.dumps({"folder": str(place), "steps": done.steps, "finished": card is not None, "metrics": metrics}))
-    elif card is not None:
-        snrs = list(dict.fromkeys(metric.conditions["snr_db"] for metric in card.metrics))
-        titles = ("drops", "symbols", *(f"{snr:g} dB" for snr in snrs))
-        table = Table(*titles, title="NMSE in dB over SNR, both users heard")
-        for channel, length in dict.fromkeys((m.conditions["channel"], m.conditions["length"]) for m in card.metrics):
-            near = {
-                metric.conditions["snr_db"]: f"{metric.value:.2f}"
-                for metric in card.metrics
-                if (metric.conditions["channel"], metric.conditions["length"]) == (channel, length)
-                and metric.conditions["neighbour"] == "near"
-            }
-            table.add_row(channel, str(length), *(near[snr] for snr in snrs))
-        out.print(table)
-        say(f"model       {place}, {card.network.n_parameters} parameters, {card.training.time_s:.0f} s")
-    if card is None:
-        err.print(f"checkpoint at step {done.steps} in {place}; go on with --resume", markup=False, soft_wrap=True)
-        raise typer.Exit(INTERRUPTED)
+    tell_trained(done, place, as_json, _show_csi)
+
+
+def _show_csi(card: Card) -> None:
+    snrs = list(dict.fromkeys(metric.conditions["snr_db"] for metric in card.metrics))
+    table = Table("drops", "symbols", *(f"{snr:g} dB" for snr in snrs), title="NMSE in dB over SNR, both users heard")
+    for channel, length in dict.fromkeys((m.conditions["channel"], m.conditions["length"]) for m in card.metrics):
+        near = {
+            metric.conditions["snr_db"]: f"{metric.value:.2f}"
+            for metric in card.metrics
+            if (metric.conditions["channel"], metric.conditions["length"]) == (channel, length)
+            and metric.conditions["neighbour"] == "near"
+        }
+        table.add_row(channel, str(length), *(near[snr] for snr in snrs))
+    out.print(table)
 
 
 @evaluate_app.command(

@@ -22,8 +22,8 @@ from .common import (
 )
 
 if TYPE_CHECKING:
+    from ..flowgraphs import link_run as runner
     from ..flowgraphs import recording as recorder
-    from ..flowgraphs import run as runner
     from ..models import training as trainer
 
 
@@ -97,7 +97,9 @@ def recorder_progress(quiet: bool) -> Iterator[Callable[[recorder.RecorderState]
 
 @contextmanager
 def training_progress(quiet: bool) -> Iterator[Callable[[trainer.Progress], None] | None]:
-    """A live line for training: loss, figures at the shortest, a middle and the longest length, time left."""
+    """A live line for training: loss, figures at the lowest, a middle and the highest length or SNR, time left."""
+    from ..models.training import OVER_SNR
+
     if quiet:
         yield None
         return
@@ -111,7 +113,7 @@ def training_progress(quiet: bool) -> Iterator[Callable[[trainer.Progress], None
             lengths = sorted(state.error)
             shown = sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]}) if lengths else []
             in_db = state.figure.endswith("_db")
-            over = "SNR" if state.figure == "psnr_db" else "L"
+            over = "SNR" if state.figure in OVER_SNR else "L"
             figures = (f"{over}={n} {state.error[n]:{'.2f' if in_db else '.1e'}}{' dB' * in_db}" for n in shown)
             name = state.figure.removesuffix("_db").upper() if in_db else "error"
             errors = f"{name} {', '.join(figures) or 'none yet'}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -172,6 +171,78 @@ def run_csi_feedback(
         print(json.dumps({"folder": str(place), **result.metrics}))
     else:
         _show_metrics(result.metrics, f"CSI feedback, scenario {chosen.name}, model {chosen.csi.model}")
+        say(f"run folder  {place}")
+        if report_path:
+            say(f"report      {report_path}")
+        if record:
+            say(f"replay it   semair replay {place}")
+    if result.interrupted:
+        err.print("everything up to here is in the run folder")
+        raise typer.Exit(INTERRUPTED)
+
+
+@run_app.command(
+    "semantic-downlink",
+    epilog="Examples: semair run semantic-downlink | semair run semantic-downlink -p photos -p cat.jpg | "
+    "semair run semantic-downlink -n 50 --set pictures.snr_db=0 --set level=wireless --folder runs/faint | "
+    "semair run semantic-downlink --set pictures.csi=perfect --model lab-swin-rzf+wmmse",
+)
+def run_semantic_downlink(
+    scenario: Annotated[
+        str, typer.Option("--scenario", "-s", help="Name of a shipped scenario (semantic-lab) or path of a TOML file.")
+    ] = "semantic-lab",
+    pictures: Annotated[
+        list[Path] | None,
+        typer.Option("--pictures", "-p", help="A picture, or a folder, .zip or .tar of pictures; default: drawn ones."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option("--frames", "-n", help="Frames to send; default: every picture once, 20 if drawn.")
+    ] = None,
+    folder: Annotated[Path | None, typer.Option(help="Run folder; default runs/SCENARIO-TIME.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Weights instead of the scenario's: shipped, or a folder.")
+    ] = None,
+    settings: SetOption = None,
+    record: Annotated[bool, typer.Option(help="Keep the samples.")] = True,
+    report: Annotated[bool, typer.Option(help="Write report.html.")] = True,
+    overwrite: OverwriteFlag = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Send pictures to several users at once, coded and precoded by trained networks; leave pictures, metrics, report.
+
+    Users and base station are emulated radios. Pictures appear in the run folder as they arrive.
+    """
+    from ..flowgraphs.picture_schedule import read_pictures
+    from ..flowgraphs.semantic_downlink_run import PICTURES, require_pictures
+    from ..flowgraphs.semantic_downlink_run import run_semantic_downlink as run
+
+    overrides = list(settings or [])
+    if model is not None:
+        overrides.append(f"pictures.model={json.dumps(model)}")
+    chosen = chosen_scenario(scenario, overrides)
+    wanted = require_pictures(chosen)
+    most = None if frames is None else max(frames, 1) * wanted.n_streams
+    given = read_pictures(pictures, wanted.side, most) if pictures else None
+    place = folder or new_folder(chosen.name)
+    if given is not None and given.skipped and not as_json:
+        err.print(f"[yellow]skipped {len(given.skipped)} files: {escape(next(iter(given.skipped.values())))}[/]")
+    if not as_json:
+        say(f"pictures    appear in {place / PICTURES}")
+    with frame_progress("pictures", quiet=as_json) as on_progress:
+        result = run(
+            chosen,
+            place,
+            n_frames=frames,
+            record=record,
+            overwrite=overwrite,
+            on_progress=on_progress,
+            pictures=given,
+        )
+    report_path = _report(place, as_json) if report else None
+    if as_json:
+        print(json.dumps({"folder": str(place), **result.metrics}))
+    else:
+        _show_metrics(result.metrics, f"picture downlink, scenario {chosen.name}, model {wanted.model}")
         say(f"run folder  {place}")
         if report_path:
             say(f"report      {report_path}")
@@ -357,11 +428,9 @@ def replay(
     A run folder must give the very decisions it gave live, unless something else is asked for. Any other SigMF
     recording is received with a scenario, or searched for a reference sequence.
     """
-    from ..blocks.playback import PlayOptions
+    from ..blocks.playback import PlayOptions, silence
     from ..flowgraphs.links import kind_of_run, module_of
 
-    # Where a replay stopped is told with its result.
-    logging.getLogger("semair.blocks.sigmf_source").setLevel(logging.ERROR)
     play = PlayOptions(
         channels=channel_list(channels),
         gaps=gaps,  # type: ignore[arg-type]
@@ -390,7 +459,8 @@ def replay(
             f"{path}: --channel is for runs of CSI feedback; for random access run `semair capture channel`, and "
             "then `semair run random-access --channel`"
         )
-    with frame_progress("slots", quiet=as_json) as on_progress:
+    # Where a replay stopped is told with its result.
+    with silence(), frame_progress("slots", quiet=as_json) as on_progress:
         if channel:
             from ..flowgraphs.csi_channel_replay import replay_channel
 
@@ -695,7 +765,34 @@ def _show_csi(measured: dict[str, Any], title: str) -> None:
     )
 
 
+def _show_quality(measured: dict[str, Any], title: str) -> None:
+    """Quality of pictures received."""
+    table = Table("of the pictures received", "mean", "95 %", title=escape(title))
+    rows = (
+        ("psnr_db", "PSNR", "dB", 2),
+        ("symbol_psnr_db", "the same at symbol level", "dB", 2),
+        ("chain_loss_db", "what the radio chain costs", "dB", 2),
+        ("ms_ssim", "MS-SSIM", "", 3),
+        ("symbol_ms_ssim", "the same at symbol level", "", 3),
+    )
+    for name, text, unit, digits in rows:
+        if name in measured:
+            value, low, high = ("-" if x is None else f"{x:.{digits}f}" for x in measured[name])
+            table.add_row(text, f"{value} {unit}".strip(), f"{low} to {high}")
+    out.print(table)
+    true = f", true {measured['true_sinr_db']['mean']:.1f} dB" if "true_sinr_db" in measured else ""
+    out.print(
+        f"SINR        {measured['sinr_db']['mean']:.1f} +- {measured['sinr_db']['std']:.1f} dB estimated{true}; "
+        f"CSI of the base station {measured['csi_nmse_db']['mean']:.1f} dB NMSE"
+    )
+
+
 def _show_metrics(metrics: dict[str, Any], title: str) -> None:
+    if metrics.get("kind") == "closed-loop":
+        from .loop import show_loop
+
+        show_loop(metrics, title)
+        return
     replayed = metrics.get("channel_replay")
     if replayed:
         title = f"channel replay of {replayed['recording']}: {title}"
@@ -710,7 +807,15 @@ def _show_metrics(metrics: dict[str, Any], title: str) -> None:
         out.print(table)
     if "csi" in metrics:
         _show_csi(metrics["csi"], title)
-    if "frames" in metrics:
+    if "quality" in metrics:
+        _show_quality(metrics["quality"], title)
+    if "pictures" in metrics:
+        told = metrics["pictures"]
+        out.print(
+            f"pictures    {told['sent']} sent in {metrics['frames']['sent']} frames, {told['decided']} received, "
+            f"{told['missed']} missed, {told['false']} false, {told['dropped']} dropped"
+        )
+    elif "frames" in metrics:
         frames = metrics["frames"]
         out.print(
             f"frames      {frames['sent']} sent, {frames['decided']} decided, {frames['missed']} missed, "

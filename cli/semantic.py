@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +16,20 @@ from ..errors import ScenarioError
 from .common import INTERRUPTED, JsonFlag, OverwriteFlag, err, new_folder, out, say
 from .models import evaluate_app, train_app
 from .progress import share_progress, training_progress
+from .training import (
+    ConfigOption,
+    DeviceOption,
+    ListFlag,
+    MinutesOption,
+    ResumeFlag,
+    list_configs,
+    needed,
+    settings_text,
+    tell_trained,
+)
 
 if TYPE_CHECKING:
+    from ..models.cards import Card, Metric
     from ..models.semantic.images import Collection
 
 PicturesOption = Annotated[
@@ -29,13 +43,12 @@ PicturesOption = Annotated[
 
 @train_app.command(
     "semantic",
-    epilog="Examples: semair train semantic --config lab-swin-rzf --pictures photos | semair train semantic --config "
-    "lab --pictures photos.zip --minutes 90 | semair train semantic --config lab --pictures photos --resume",
+    epilog="Examples: semair train semantic --config lab-coder --pictures photos | semair train semantic --config "
+    "lab --pictures photos.zip --minutes 90 | semair train semantic --config lab --pictures photos --resume | "
+    "semair train semantic --config lab-e2e",
 )
 def train_semantic(
-    config: Annotated[
-        str | None, typer.Option("--config", "-c", help="Name of a shipped configuration, or path of a TOML file.")
-    ] = None,
+    config: ConfigOption = None,
     pictures: PicturesOption = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where model, card and curve go; default runs/semantic-NAME.")
@@ -43,41 +56,53 @@ def train_semantic(
     start: Annotated[
         str | None, typer.Option(help="Weights to begin with instead of the configuration's: a name or a folder.")
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...")] = "cpu",
-    minutes: Annotated[
-        float | None, typer.Option(help="Train for this long: the schedule is fitted to it, and steps do not count.")
-    ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the folder's checkpoint.")] = False,
+    device: DeviceOption = "cpu",
+    minutes: MinutesOption = None,
+    resume: ResumeFlag = False,
     overwrite: OverwriteFlag = False,
-    show_configs: Annotated[bool, typer.Option("--list", help="List the shipped configurations.")] = False,
+    show_configs: ListFlag = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Train a network that sends pictures to several users, end to end over channels drawn afresh in every step.
 
+    lab-e2e is the one for digital pictures: an autoencoder for bits, which needs no pictures.
+
     Ctrl-C leaves a checkpoint, from which --resume goes on exactly as if nothing had been.
     """
+    from ..models.semantic import autoencoder_train
     from ..models.semantic.train import load_config, shipped_configs, train
 
+    bits = autoencoder_train.shipped_configs()
     if show_configs:
         found = {name: load_config(name).description for name in shipped_configs()}
-        if as_json:
-            print(json.dumps(found))
-        for name, description in found.items() if not as_json else ():
-            say(f"{name}: {description}")
+        list_configs(found | {name: autoencoder_train.load_config(name).description for name in bits}, as_json)
         return
-    if config is None:
-        raise ScenarioError(f"--config is missing; give a TOML file or one of: {', '.join(shipped_configs())}")
-    chosen = load_config(config)
+    config = needed(config, [*shipped_configs(), *bits])
     command = f"semair train semantic --config {config}"
+    if config in bits or _task(config) == autoencoder_train.TASK:
+        if start is not None or pictures is not None:
+            raise ScenarioError(f"{config} trains on bits alone: leave out --start and --pictures")
+        settings = autoencoder_train.load_config(config)
+        place = folder or Path("runs") / f"semantic-{settings.name}"
+        with training_progress(quiet=as_json) as on_progress:
+            done = autoencoder_train.train(
+                settings,
+                place,
+                device=device,
+                minutes=minutes,
+                resume=resume,
+                overwrite=overwrite,
+                on_progress=on_progress,
+                command=command + settings_text(minutes, device),
+            )
+        tell_trained(done, place, as_json, _show_bits)
+        return
+    chosen = load_config(config)
     if start is not None:
         chosen = chosen.model_copy(update={"start": start})
         command += f" --start {start}"
     if pictures is not None:
         command += f" --pictures {pictures}"
-    if minutes is not None:
-        command += f" --minutes {minutes:g}"
-    if device != "cpu":
-        command += f" --device {device}"
     place = folder or Path("runs") / f"semantic-{chosen.name}"
     photographs = _collection(pictures, as_json)
     with training_progress(quiet=as_json) as on_progress:
@@ -90,28 +115,42 @@ def train_semantic(
             resume=resume,
             overwrite=overwrite,
             on_progress=on_progress,
-            command=command,
+            command=command + settings_text(minutes, device),
         )
-    card = done.card
-    if as_json:
-        metrics = None if card is None else [metric.model_dump(mode="json") for metric in card.metrics]
-        print(json.dumps({"folder": str(place), "steps": done.steps, "finished": card is not None, "metrics": metrics}))
-    elif card is not None:
-        snrs = list(dict.fromkeys(metric.conditions["snr_db"] for metric in card.metrics))
-        table = Table("", "CSI", *(f"{snr:g} dB" for snr in snrs), title="pictures never seen, over SNR")
-        for name, csi in dict.fromkeys((metric.name, metric.conditions["csi"]) for metric in card.metrics):
-            values = {
-                metric.conditions["snr_db"]: metric.value
-                for metric in card.metrics
-                if (metric.name, metric.conditions["csi"]) == (name, csi)
-            }
-            title, digits = {"psnr_db": ("PSNR in dB", 2), "ms_ssim": ("MS-SSIM", 4)}[name]
-            table.add_row(title, csi, *(f"{values[snr]:.{digits}f}" for snr in snrs))
-        out.print(table)
-        say(f"model       {place}, {card.network.n_parameters} parameters, {card.training.time_s:.0f} s")
-    if card is None:
-        err.print(f"checkpoint at step {done.steps} in {place}; go on with --resume", markup=False, soft_wrap=True)
-        raise typer.Exit(INTERRUPTED)
+    tell_trained(done, place, as_json, _show_pictures)
+
+
+def _task(config: str) -> str:
+    """Task that a file names; nothing where it cannot be read, which whoever loads it will say."""
+    try:
+        return str(tomllib.loads(Path(config).read_text(encoding="utf-8")).get("task", ""))
+    except (OSError, ValueError):
+        return ""
+
+
+def _show_pictures(card: Card) -> None:
+    titles = {"psnr_db": ("PSNR in dB", 2), "ms_ssim": ("MS-SSIM", 4)}
+    _show(card, "pictures never seen, over SNR", lambda metric: (*titles[metric.name], metric.conditions["csi"]))
+
+
+def _show_bits(card: Card) -> None:
+    titles = {"information": "autoencoder", "information_of_qam": "QAM and zero forcing"}
+
+    def of(metric: Metric) -> tuple[str, int, str]:
+        return f"{titles[metric.name]}, {metric.conditions['bits_per_symbol']} bits", 3, metric.conditions["csi"]
+
+    _show(card, "information in bits per symbol, over SNR", of)
+
+
+def _show(card: Card, title: str, line: Callable[[Metric], tuple[str, int, str]]) -> None:
+    """Metrics as a table over SNR; `line` tells in which line a metric belongs: name, digits, CSI."""
+    snrs = list(dict.fromkeys(metric.conditions["snr_db"] for metric in card.metrics))
+    table = Table("", "CSI", *(f"{snr:g} dB" for snr in snrs), title=title)
+    for name, digits, csi in dict.fromkeys(map(line, card.metrics)):
+        mine = [metric for metric in card.metrics if line(metric) == (name, digits, csi)]
+        values = {metric.conditions["snr_db"]: metric.value for metric in mine}
+        table.add_row(name, csi, *(f"{values[snr]:.{digits}f}" for snr in snrs))
+    out.print(table)
 
 
 @evaluate_app.command(
@@ -131,7 +170,12 @@ def evaluate_semantic(
     ] = None,
     pictures: PicturesOption = None,
     lpips: Annotated[
-        Path | None, typer.Option(help="Folder with the weights of LPIPS (SqueezeNet 1.1, v0.1); default: no LPIPS.")
+        str | None,
+        typer.Option(
+            metavar="<path>|torchmetrics",
+            help="Folder with the weights of LPIPS (SqueezeNet 1.1, v0.1), or torchmetrics: its own, where it and "
+            "torchvision are installed; default: no LPIPS.",
+        ),
     ] = None,
     sweep: Annotated[list[str] | None, typer.Option(help="snr, snr-fed-back, csi, users; default all.")] = None,
     drops: Annotated[int | None, typer.Option(help="Drops of a condition.")] = None,
@@ -150,7 +194,7 @@ def evaluate_semantic(
     from ..flowgraphs import semantic_figures as figures
     from ..models.semantic import evaluate
     from ..models.semantic.downlink import DownlinkConfig
-    from ..models.semantic.metrics import Lpips
+    from ..models.semantic.metrics import lpips_metric
 
     known = evaluate.sweeps(quick)
     for name in sweep or ():
@@ -164,7 +208,7 @@ def evaluate_semantic(
         from ..flowgraphs.semantic_digital import digital_contenders
 
         contenders += digital_contenders()
-    metric = Lpips(lpips) if lpips is not None else None
+    metric = lpips_metric(lpips) if lpips is not None else None
     place = folder or new_folder("evaluate-semantic")
     photographs = _collection(pictures, as_json)
     settings: dict[str, Any] = {

@@ -20,9 +20,9 @@ from ..captures.reader import Recording
 from ..errors import RecordingError, ScenarioError
 from .csi_feedback_run import ESTIMATES, KIND, decision_dtype, make_codec, model_facts, require_csi
 from .csi_metrics import csi_metrics
+from .link_run import OnProgress, Progress, ReplayResult
 from .report_data import file_index
 from .rowlog import RowLog
-from .run import OnProgress, Progress, ReplayResult
 from .runfolder import RunFolder, pack_users, provenance
 from .scenario import Scenario, scenario_dict
 
@@ -163,7 +163,7 @@ def replay_channel(
     for item in place.path.iterdir():
         item.unlink()
     # Loads the network, which is no part of the first slot's time.
-    codec.decode(np.ones((new.slots.n_users, wanted.feedback_length), np.complex64), wanted.snr_db)
+    codec.decode(np.ones((new.slots.n_users, wanted.feedback_length), np.complex64), wanted.snr_db, wanted.snr_db)
     progress, errors, begin = Progress(), [], time.monotonic()
     progress.expected = len(rows)
     span = old.used_samples - old.feedback_start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from ..blocks.csi_decoder import CsiDecoder, Decoder
@@ -51,6 +52,7 @@ class CsiFeedback(gr.top_block):
         tx_sink: records what the first antenna sends, or None.
         users_sink: records what the users receive, or None.
         receivers: functions called with each message, by port: `frames`, `truth`, `sent`, `decisions`, `dropped`.
+        answering: users that answer in a frame, by its number; None: all.
     """
 
     def __init__(
@@ -66,9 +68,11 @@ class CsiFeedback(gr.top_block):
         tx_sink: SigmfSink | None = None,
         users_sink: SigmfSink | None = None,
         receivers: dict[str, Receiver] | None = None,
+        answering: Callable[[int], Collection[int]] | None = None,
     ) -> None:
         gr.top_block.__init__(self, "semair CSI feedback")
         self.radio = radio
+        self._answering = answering
         self.source = radio.source()
         self.nodes: list[Any] = [self.source]
         n_antennas = scenario.radio.n_antennas
@@ -128,7 +132,7 @@ class CsiFeedback(gr.top_block):
         wanted = scenario.csi
         assert wanted is not None
         frame = scenario.csi_frame
-        self.feedback_transmitter = FeedbackTransmitter(frame, encoder, wanted.snr_db)
+        self.feedback_transmitter = FeedbackTransmitter(frame, encoder, wanted.snr_db, self._answering)
         self.nodes.append(self.feedback_transmitter)
         for user in range(wanted.n_users):
             synchroniser = FrameSynchroniser(

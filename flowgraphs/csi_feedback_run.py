@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..blocks.playback import Playback, PlayOptions
+from ..blocks.playback import PlayOptions
 from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.waveforms.feedback import feedback_burst
 from ..blocks.waveforms.sounding import aligned, from_delay_angle, sounding_slot, to_delay_angle
 from ..captures.writer import RecordingWriter
-from ..errors import ModelError, ReplayMismatch, ScenarioError
+from ..errors import ModelError, ScenarioError
 from ..hardware.radio import Radio, Settings
 from ..hardware.replay import ReplayRadio
 from .csi_feedback import CsiFeedback
 from .csi_metrics import csi_metrics
-from .execute import execute
+from .link_run import (
+    Driven,
+    OnProgress,
+    Progress,
+    ReplayResult,
+    RunResult,
+    beacon_sink,
+    compare_rows,
+    drive,
+    held_rows,
+    receive_sink,
+    receiver_counts,
+    require_reproduced,
+    require_work,
+    run_facts,
+    run_flowgraph,
+)
 from .radios import csi_drops, make_link, make_radio, requested_settings
 from .random_access import tail_samples
-from .recording import RecorderWatch, common_fields, queue_bytes, radio_fields, sample_limit, seal_run
+from .recording import RecorderWatch, common_fields, sample_limit, seal_run
 from .rowlog import RowLog
-from .run import OnProgress, Progress, ReplayResult, RunResult, recorded_samples
 from .runfolder import (
     RX_NAME,
     TX_BEACON_NAME,
     TX_USERS_NAME,
+    USERS_RX_NAME,
     RunFolder,
     pack_users,
-    provenance,
     truth_dtype,
 )
-from .scenario import Scenario, scenario_dict
+from .scenario import Scenario
 
 if TYPE_CHECKING:
     from ..models.csi.codec import Codec
 
 KIND = "csi-feedback"
-USERS_RX_NAME = "users-rx"
 TX_SOUNDING_NAME = "tx-sounding"
 CHANNELS = "channels.npy"
 """Table of the true downlink CSI, and of the SNR behind a combining that knows the uplink; one row per frame sent."""
@@ -279,6 +292,7 @@ def run_csi_feedback(
     on_progress: OnProgress | None = None,
     duration_s: float | None = None,
     size_bytes: float | None = None,
+    answering: Sequence[Collection[int]] | None = None,
 ) -> RunResult:
     """Feed CSI back over the scenario's radio, and leave a run folder.
 
@@ -292,6 +306,8 @@ def run_csi_feedback(
         on_progress: called about twenty times a second.
         duration_s: end the run once so much is recorded; None: no limit.
         size_bytes: end it before the received data exceed this; None: no limit.
+        answering: users that are there, for each frame from the first on; the others' parts stay silent, as they do in
+            frames behind the last one told. None: all of them, always.
 
     Returns:
         Folder, metrics, and whether Ctrl-C ended it.
@@ -300,10 +316,12 @@ def run_csi_feedback(
         SemairError: anything a user can mend; what was recorded before is kept.
     """
     require_csi(scenario)
-    if n_frames is not None and n_frames < 1:
-        raise ScenarioError(f"frames={n_frames}: at least 1 frame must be sent")
-    if not (record or receive):
-        raise ScenarioError("nothing to do: a run records, receives, or both")
+    if scenario.pictures is not None:
+        raise ScenarioError(
+            f"scenario {scenario.name} is one of kind {scenario.kind}: run it with `semair run {scenario.kind}`, or "
+            "leave its section [pictures] out"
+        )
+    require_work(n_frames, record, receive)
     if scenario.radio.calibration is not None:
         raise ScenarioError("radio.calibration has no use here: pilots tell what the chains do; leave it out")
     # Users and base station run in threads of their own.
@@ -323,26 +341,12 @@ def run_csi_feedback(
     run_folder = RunFolder(folder)
     run_folder.create(overwrite)
     truth = radio.truth()
-    run_folder.write_json(
-        run_folder.run_json,
-        {
-            "format": 1,
-            "kind": KIND if receive else f"{KIND} recording",
-            **provenance(),
-            "scenario": scenario_dict(scenario),
-            "model": model_facts(decoder),
-            "frames": n_frames,
-            "radio": {
-                "kind": radio.kind,
-                "requested": requested.as_dict(),
-                "actual": actual.as_dict(),
-                "capabilities": asdict(radio.capabilities),
-                "facts": radio.facts(),
-                "truth": truth.as_dict() if truth else {},
-                "users_truth": radio.downlink().downlink.truth.as_dict(),
-            },
-        },
-    )
+    details: dict[str, Any] = {"model": model_facts(decoder), "frames": n_frames}
+    if answering is not None:
+        details["answering"] = [sorted(users) for users in answering]
+    run = run_facts(KIND, scenario, radio, requested, actual, receive=receive, details=details)
+    run["radio"]["users_truth"] = radio.downlink().downlink.truth.as_dict()
+    run_folder.write_json(run_folder.run_json, run)
     with ExitStack() as stack:
         logs = _Logs(run_folder, scenario, stack, radio)
         logs.progress.expected = n_frames
@@ -357,17 +361,13 @@ def run_csi_feedback(
             n_frames=n_frames,
             tail_samples=tail_samples(scenario, truth) + 2 * scenario.frame.frame_samples,
             receivers=logs.receivers(),
+            answering=None if answering is None else lambda frame: answering[frame] if frame < len(answering) else (),
             **sinks,
         )
         flowgraph.warm_up()
-        begin = time.monotonic()
-        interrupted = execute(
-            flowgraph,
-            flowgraph.failure,
-            (lambda: on_progress(logs.progress)) if on_progress else None,
-            lambda: max_samples is not None and recorded_samples(sinks.get("rx_sink")) >= max_samples,
+        interrupted, wall_s = run_flowgraph(
+            flowgraph, logs.progress, on_progress, sink=sinks.get("rx_sink"), max_samples=max_samples
         )
-        wall_s = time.monotonic() - begin
     if record and run_folder.recording.is_file():
         common = common_fields(radio, scenario)
         _write_waveforms(run_folder, scenario, common)
@@ -439,7 +439,7 @@ def replay_run(
         )
     name = "same" if same and as_it_was else codec.card.name
     replay_folder = live.replay(name if as_it_was else f"{name}-played")
-    live_rows = live.rows(live.decisions)
+    live_rows = live.live_decisions(decision_dtype(scenario))
     driven = _drive(
         replay_folder,
         str(live.recording),
@@ -451,21 +451,16 @@ def replay_run(
         on_progress=on_progress,
         until_frames=until_frames,
     )
-    # A run that was interrupted or killed may have decoded samples that never reached the disk.
-    held = live_rows["sample_time"] + scenario.csi_frame.used_samples <= driven.playback.end_ticks
-    live_rows = live_rows[held] if as_it_was else live_rows[:0]
+    held = held_rows(live_rows, scenario.csi_frame.used_samples, driven.playback)
+    live_rows = held if as_it_was else live_rows[:0]
     equal, extra, different = compare_csi(live_rows, replay_folder.rows(replay_folder.decisions))
     # Turns repeat frames, but truth holds each once.
-    metrics = csi_metrics(replay_folder, scenario, driven.counts, truth_folder=live if play.turns == 1 else None)
+    source = live if play.turns == 1 and live.truth.is_file() else None
+    metrics = csi_metrics(replay_folder, scenario, driven.counts, truth_folder=source)
     replay_folder.write_json(replay_folder.metrics, metrics)
-    interrupted = driven.counts["interrupted"]
-    if same and equal < len(live_rows) and not interrupted and until_frames is None:
-        raise ReplayMismatch(
-            f"{folder}: the CSI of {len(live_rows) - equal} of {len(live_rows)} frames was not reproduced (first: "
-            f"frame {different[0]}); the recording was altered, or the software or its libraries changed since the "
-            "run (compare versions in run.json)"
-        )
-    return driven.result(metrics, codec, len(live_rows), equal if same and as_it_was else None, extra)
+    if same and not driven.interrupted and until_frames is None:
+        require_reproduced(folder, "recoveries of CSI", len(live_rows), different)
+    return driven.result(metrics, codec.card.name, len(live_rows), equal if same and as_it_was else None, extra)
 
 
 def replay_recording(
@@ -504,96 +499,32 @@ def replay_recording(
     # Refused before a folder is made.
     ReplayRadio.open(str(path), make_link(scenario), play, any_frequency).configure(requested_settings(scenario))
     run_folder.create(overwrite)
-    driven = _drive(run_folder, str(path), scenario, codec, play, any_frequency, speed, on_progress=on_progress)
+    driven = _drive(
+        run_folder, str(path), scenario, codec, play, any_frequency=any_frequency, speed=speed, on_progress=on_progress
+    )
     metrics = csi_metrics(run_folder, scenario, driven.counts)
     run_folder.write_json(run_folder.metrics, metrics)
-    return driven.result(metrics, codec, 0, None, len(run_folder.rows(run_folder.decisions)))
-
-
-@dataclass(frozen=True)
-class _Driven:
-    """A receiver that was driven with a recording."""
-
-    folder: RunFolder
-    playback: Playback
-    counts: dict[str, Any]
-
-    def result(self, metrics: dict[str, Any], codec: Codec, live: int, equal: int | None, extra: int) -> ReplayResult:
-        air_s = self.playback.n_samples / self.playback.rate_hz
-        wall_s, interrupted = self.counts["wall_s"], self.counts["interrupted"]
-        played = self.playback.as_dict()
-        return ReplayResult(
-            self.folder, metrics, codec.card.name, live, equal, extra, air_s, wall_s, interrupted, played
-        )
+    return driven.result(metrics, codec.card.name, 0, None, len(run_folder.rows(run_folder.decisions)))
 
 
 def _drive(
-    folder: RunFolder,
-    recording: str,
-    scenario: Scenario,
-    codec: Codec,
-    play: PlayOptions,
-    any_frequency: bool = False,
-    speed: float | None = None,
-    *,
-    expected: int | None = None,
-    on_progress: OnProgress | None = None,
-    until_frames: int | None = None,
-) -> _Driven:
-    """Play a recording into a scenario's receiver, and leave run.json and tables in a folder, which is emptied."""
+    folder: RunFolder, recording: str, scenario: Scenario, codec: Codec, play: PlayOptions, **how: Any
+) -> Driven:
+    """Play a recording into a scenario's receiver: see `drive`."""
     if play.channels is not None:
         raise ScenarioError("--channels: a codec is trained for all antennas of the base station; leave it out")
-    radio = ReplayRadio.open(recording, make_link(scenario), play, any_frequency, speed)
-    actual = radio.configure(requested_settings(scenario))
-    playback = radio.source().playback
-    if folder.path.is_dir():
-        for item in folder.path.iterdir():
-            item.unlink()
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write_json(
-        folder.run_json,
-        {
-            "format": 1,
-            "kind": f"{KIND} replay",
-            **provenance(),
-            "scenario": scenario_dict(scenario),
-            "model": model_facts(codec),
-            "radio": {"kind": radio.kind, "actual": actual.as_dict(), "facts": radio.facts()},
-        },
-    )
-    with ExitStack() as stack:
+
+    def build(radio: Radio, stack: ExitStack) -> tuple[CsiFeedback, Progress]:
         logs = _Logs(folder, scenario, stack, None)
-        logs.progress.expected = expected
-        flowgraph = CsiFeedback(scenario, radio, None, codec, receivers=logs.receivers())
-        flowgraph.warm_up()
-        begin = time.monotonic()
-        interrupted = execute(
-            flowgraph,
-            flowgraph.failure,
-            (lambda: on_progress(logs.progress)) if on_progress else None,
-            (lambda: logs.progress.decided >= until_frames) if until_frames else None,
-        )
-        wall_s = time.monotonic() - begin
-    return _Driven(folder, playback, {**_receiver_counts(flowgraph), "interrupted": interrupted, "wall_s": wall_s})
+        return CsiFeedback(scenario, radio, None, codec, receivers=logs.receivers()), logs.progress
+
+    details = {"model": model_facts(codec)}
+    return drive(folder, recording, scenario, KIND, details, play, build, _receiver_counts, **how)
 
 
 def compare_csi(live: np.ndarray, replayed: np.ndarray) -> tuple[int, int, list[int]]:
-    """Compare two tables of decisions bit by bit, but for the host's times.
-
-    Returns:
-        Live rows that were reproduced, rows that only the replay has, and the frames of live rows that were not
-        reproduced.
-    """
-    names = [name for name in live.dtype.names or () if name not in _TIMES]
-    by_place = {(int(row["sample_time"]), int(row["frame"])): row for row in replayed}
-    equal, different = 0, []
-    for row in live:
-        other = by_place.pop((int(row["sample_time"]), int(row["frame"])), None)
-        if other is not None and all(row[name].tobytes() == other[name].tobytes() for name in names):
-            equal += 1
-        else:
-            different.append(int(row["frame"]))
-    return equal, len(by_place), different
+    """Compare two tables of recovered CSI but for the host's times: see `compare_rows`."""
+    return compare_rows(live, replayed, [name for name in live.dtype.names or () if name not in _TIMES])
 
 
 def csi_pictures(folder: RunFolder, decisions: np.ndarray | None = None) -> list[dict[str, Any]]:
@@ -635,16 +566,7 @@ def csi_pictures(folder: RunFolder, decisions: np.ndarray | None = None) -> list
 
 
 def _receiver_counts(flowgraph: CsiFeedback) -> dict[str, Any]:
-    synchroniser = flowgraph.synchroniser
-    return {
-        "frames_found": synchroniser.found,
-        "headers_refused": synchroniser.refused,
-        "gaps": synchroniser.gaps,
-        "lost_samples": synchroniser.lost_samples,
-        "slots_dropped": flowgraph.feedback_receiver.dropped,
-        "slots_decided": flowgraph.decoder.decided,
-        "sync_delay_samples": synchroniser.delay_samples,
-    }
+    return receiver_counts(flowgraph.synchroniser, flowgraph.feedback_receiver, flowgraph.decoder)
 
 
 def _sinks(
@@ -656,40 +578,23 @@ def _sinks(
     max_samples: int | None,
 ) -> dict[str, SigmfSink]:
     """Sinks of the received signals and of the first antenna's, as arguments of the flowgraph."""
-    common = common_fields(radio, scenario)
-    frame = scenario.csi_frame
-    place = (actual.sample_rate_hz, actual.frequency_hz)
-    receive = SigmfSink(
-        folder.path,
-        RX_NAME,
-        radio.capabilities.n_rx,
-        *place,
-        radio.capabilities.datatype,
-        max_samples=max_samples,
-        queue_bytes=queue_bytes(radio, actual),
-        description=f"base station antennas, scenario {scenario.name}",
-        global_fields={**common, "role": "bs-rx", "tx_recordings": [TX_BEACON_NAME, TX_USERS_NAME]},
-        **radio_fields(radio, requested, actual),
-    )
-    receive.closing_fields = lambda: {"radio_counts": radio.counts()}
+    sent = (TX_BEACON_NAME, TX_USERS_NAME)
     users = SigmfSink(
         folder.path,
         USERS_RX_NAME,
-        frame.slots.n_users,
-        *place,
+        scenario.csi_frame.slots.n_users,
+        actual.sample_rate_hz,
+        actual.frequency_hz,
         radio.capabilities.datatype,
         description=f"one channel per user, each with a clock of its own, scenario {scenario.name}",
-        global_fields={**common, "role": "users-rx", "tx_recordings": [TX_BEACON_NAME, TX_SOUNDING_NAME]},
+        global_fields={
+            **common_fields(radio, scenario),
+            "role": "users-rx",
+            "tx_recordings": [TX_BEACON_NAME, TX_SOUNDING_NAME],
+        },
     )
-    transmit = SigmfSink(
-        folder.path,
-        TX_BEACON_NAME,
-        1,
-        *place,
-        "cf32_le",
-        description="what the base station's first antenna sent",
-        global_fields={**common, "role": "tx-beacon"},
-    )
+    receive = receive_sink(folder, scenario, radio, requested, actual, max_samples, sent)
+    transmit = beacon_sink(folder, scenario, radio, actual, "what the base station's first antenna sent")
     return {"rx_sink": receive, "users_sink": users, "tx_sink": transmit}
 
 

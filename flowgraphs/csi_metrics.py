@@ -70,16 +70,17 @@ def csi_metrics(
     metrics["synchronisation"] = synchronisation(rows, sent, source, scenario)
     estimates = source.rows(source.path / "estimates.npy")
     if len(estimates):
-        metrics["latency_ms"]["estimate"] = _percentiles(estimates["estimate_s"] * 1e3)
-        metrics["latency_ms"]["encode"] = _percentiles(estimates["encode_s"] * 1e3)
+        metrics["latency_ms"]["estimate"] = percentiles(estimates["estimate_s"] * 1e3)
+        metrics["latency_ms"]["encode"] = percentiles(estimates["encode_s"] * 1e3)
     wanted = scenario.csi
     assert wanted is not None
     n_users = wanted.n_users
     known = unpack_users(sent["active"], n_users)
     decoded = unpack_users(rows["active"], n_users)
+    there = answering_users(source, sent["frame"], n_users)
     metrics["users"] = {
         "unheard": int(np.count_nonzero(known & ~decoded)),
-        "silent": int(np.count_nonzero(~known)),
+        "silent": int(np.count_nonzero(there & ~known)),
         "false": int(np.count_nonzero(~known & decoded)),
     }
     mean = judge_frames(source, rows[(known & decoded).all(axis=1)], scenario, coder)
@@ -102,13 +103,26 @@ def csi_metrics(
     if "symbol" in mean:
         result["symbol_level_nmse_db"] = in_db(mean["symbol"].mean(axis=1))
         result["chain_loss_db"] = ratio_in_db(mean["nmse"].mean(axis=1), mean["symbol"].mean(axis=1))
-    metrics["csi"] = {
-        name: [None if isinstance(x, float) and not np.isfinite(x) else x for x in value]
-        if isinstance(value, list)
-        else value
-        for name, value in result.items()
-    }
+    metrics["csi"] = {name: finite(value) for name, value in result.items()}
     return metrics
+
+
+def finite(value: Any) -> Any:
+    """Plain values for JSON: within lists, numbers that are none or infinite become None."""
+    if isinstance(value, list):
+        return [finite(x) for x in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def answering_users(source: RunFolder, frames: np.ndarray, n_users: int) -> np.ndarray:
+    """Users of a run that were there to answer; bool, (frame, user)."""
+    told = source.read_json(source.run_json).get("answering")
+    if told is None:
+        return np.ones((len(frames), n_users), bool)
+    there = np.zeros((len(frames), n_users), bool)
+    for row, frame in zip(there, frames, strict=True):
+        row[told[frame] if frame < len(told) else []] = True
+    return there
 
 
 def judge_frames(
@@ -204,7 +218,7 @@ def ratio_in_db(values: np.ndarray, others: np.ndarray) -> list[float]:
 
 def csi_latencies(decisions: np.ndarray) -> dict[str, dict[str, float]]:
     """Host time that decisions spent in each stage, in milliseconds: median, 99th percentile and maximum."""
-    return {name: _percentiles(values) for name, values in csi_latencies_ms(decisions).items() if len(values)}
+    return {name: percentiles(values) for name, values in csi_latencies_ms(decisions).items() if len(values)}
 
 
 def csi_latencies_ms(decisions: np.ndarray) -> dict[str, np.ndarray]:
@@ -225,7 +239,8 @@ def csi_latencies_ms(decisions: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def _percentiles(values: np.ndarray) -> dict[str, float]:
+def percentiles(values: np.ndarray) -> dict[str, float]:
+    """Median, 99th percentile and maximum."""
     return {
         "p50": float(np.percentile(values, 50)),
         "p99": float(np.percentile(values, 99)),

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from ..blocks.message_collector import Receiver
+from ..blocks.picture_transmitter import Serve
 from ..blocks.runtime import Failsafe
 from ..blocks.waveforms.air import Air
 from ..blocks.waveforms.downlink import Downlink
 from ..errors import ScenarioError
-from . import csi_feedback, random_access
+from . import csi_feedback, random_access, semantic_downlink
+from .picture_schedule import DrawnPictures, every_user, known_csi
 from .radios import make_radio, requested_settings
 from .random_access import first_failure
 from .runfolder import RunFolder, provenance
@@ -31,7 +34,7 @@ def make_air(scenario: Scenario) -> Air:
 
 
 def make_downlink(scenario: Scenario) -> Downlink:
-    """The air to the users of a scenario of CSI feedback, for a downlink emulator."""
+    """The air to the users of a scenario of CSI feedback or the picture downlink, for a downlink emulator."""
     radio = make_radio(scenario)
     radio.configure(requested_settings(scenario))
     return radio.downlink().downlink
@@ -76,6 +79,26 @@ def tail_samples(scenario: Scenario, air: Air | None = None) -> int:
     return random_access.tail_samples(scenario, None if air is None else air.truth)
 
 
+def picture_tail_samples(scenario: Scenario) -> int:
+    """Silence after the last frame that lets the air and the users of the picture downlink finish it, in samples."""
+    radio = make_radio(scenario)
+    radio.configure(requested_settings(scenario))
+    return semantic_downlink.picture_tail_samples(scenario, radio)
+
+
+def serve_drawn_pictures(scenario: Scenario) -> Serve:
+    """What a picture transmitter asks: all users in turn, with drawn pictures, and CSI as the scenario says."""
+    from .csi_feedback_run import make_codec
+
+    wanted = scenario.pictures
+    if wanted is None:
+        raise ScenarioError(
+            f"scenario {scenario.name} has no section [pictures]; choose semantic-lab, or add the section"
+        )
+    codec = make_codec(scenario) if wanted.csi == "fed back" else None
+    return every_user(scenario, DrawnPictures(wanted.side, scenario.seed), known_csi(scenario, codec))
+
+
 def scenario_of_run(folder: str | Path, otherwise: str = "lab") -> Scenario:
     """The scenario that a run was made with; a shipped one as long as there is no such run.
 
@@ -97,7 +120,11 @@ def begin_run(folder: str | Path, scenario: Scenario) -> None:
     run = RunFolder(Path(folder))
     run.create(overwrite=True)
     decides: dict[str, Any] = {"detector": scenario.detector.name}
-    if scenario.csi is not None:
+    if scenario.pictures is not None:
+        from .semantic_downlink_run import make_picture_codec, picture_model_facts
+
+        decides = {"model": picture_model_facts(scenario, make_picture_codec(scenario))}
+    elif scenario.csi is not None:
         from .csi_feedback_run import make_codec, model_facts
 
         decides = {"model": model_facts(make_codec(scenario))}
@@ -131,6 +158,28 @@ def print_csi(fields: dict[str, Any], _: np.ndarray) -> None:
         f"{1e3 * fields['decode_s']:5.2f} ms  decoded: {told}",
         flush=True,
     )
+
+
+def keep_pictures(folder: str | Path) -> Receiver:
+    """What a message collector does with a user's pictures: they are written into the run's folder, and told of."""
+    from PIL import Image
+
+    run = RunFolder(Path(folder))
+
+    def keep(fields: dict[str, Any], pixels: np.ndarray) -> None:
+        from .semantic_downlink_run import picture_path
+
+        path = picture_path(run, fields["frame"], fields["user"])
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels.reshape(fields["rows"], fields["columns"], 3)).save(path)
+        # In one piece: every user's pictures come in a thread of their own.
+        sys.stdout.write(
+            f"frame {fields['frame']:5d}  user {fields['user']:2d}  SINR {fields['sinr_db']:5.1f} dB  "
+            f"{1e3 * fields['decode_s']:5.2f} ms  {path}\n"
+        )
+        sys.stdout.flush()
+
+    return keep
 
 
 def guard(top_block: Any, when_done: Callable[[], object] | None = None) -> threading.Thread:

@@ -27,6 +27,7 @@ from scipy.signal import ShortTimeFFT, get_window
 
 from ..blocks.waveforms.csi_frame import CsiFrame
 from ..blocks.waveforms.frame import FrameFormat
+from ..blocks.waveforms.picture_frame import PictureFrame
 
 # The values are those of the light theme or mid-tones: they show wherever a figure is drawn as pixels.
 INK = "#1b1f24"
@@ -49,6 +50,8 @@ SLOT_COLOURS = {
     "noise": SERIES[2],
     "sounding": SERIES[3],
     "feedback": SERIES[1],
+    "grant": SERIES[3],
+    "pictures": SERIES[1],
 }
 
 _MID_BLUE = "#2f8fd0"
@@ -129,7 +132,11 @@ class TradeOff:
     n_silent: int
 
 
-def slots(frame: FrameFormat | CsiFrame) -> list[tuple[str, str, int, int]]:
+Slots = FrameFormat | CsiFrame | PictureFrame
+"""Frames of all links."""
+
+
+def slots(frame: Slots) -> list[tuple[str, str, int, int]]:
     """The parts of a frame: (kind, label, first sample, samples); kind is empty for silence."""
     fmt = _format(frame)
     data = (1 + fmt.header_symbols) * fmt.symbol_samples
@@ -146,6 +153,15 @@ def slots(frame: FrameFormat | CsiFrame) -> list[tuple[str, str, int, int]]:
             ("", "turn-around", frame.downlink_samples, frame.slots.turnaround_samples),
             ("feedback", "feedback slot", frame.feedback_start, span),
         ]
+    elif isinstance(frame, PictureFrame):
+        n = fmt.symbol_samples
+        data = frame.reference_start + frame.slots.n_streams * n
+        used = [
+            ("grant", "grant", frame.grant_start, frame.grant_samples),
+            ("pictures", "references", frame.reference_start, frame.slots.n_streams * n),
+            ("pictures", "data", data, frame.slots.data_symbols * n),
+            ("pictures", "closing", frame.downlink_samples - n, n),
+        ]
     else:
         used = [("access", "access slot", fmt.access_start, fmt.access_symbols * fmt.symbol_samples)]
     return [
@@ -157,25 +173,31 @@ def slots(frame: FrameFormat | CsiFrame) -> list[tuple[str, str, int, int]]:
     ]
 
 
-def _format(frame: FrameFormat | CsiFrame) -> FrameFormat:
-    return frame.frame_format if isinstance(frame, CsiFrame) else frame
+def _format(frame: Slots) -> FrameFormat:
+    return frame if isinstance(frame, FrameFormat) else frame.frame_format
 
 
-def _sent_slots(frame: FrameFormat | CsiFrame) -> list[tuple[str, str, int, int]]:
+def _sent_slots(frame: Slots) -> list[tuple[str, str, int, int]]:
     """Slots without silence between, the beacon as one: (kind, name, first sample, samples)."""
     fmt = _format(frame)
     rest = [part for part in slots(frame) if part[0] not in ("", "beacon")]
     return [("beacon", "beacon", 0, fmt.beacon_samples), *rest]
 
 
-def frame_layout(frame: FrameFormat | CsiFrame, title: str) -> str:
+def frame_layout(frame: Slots, title: str) -> str:
     """One frame with its slots to scale."""
     fmt = _format(frame)
     with style():
         figure = _figure(10, 1.55)
         axes = figure.add_subplot()
         last = -np.inf
-        hatches = {"sync": "", "training": "////", "header": "..", "access slot": "", "noise slot": "xx"}
+        hatches = {
+            "training": "////",
+            "header": "..",
+            "noise slot": "xx",
+            "references": "..",
+            "closing": "..",
+        }
         for kind, label, first, n in slots(frame):
             if n <= 0:
                 continue
@@ -406,7 +428,7 @@ def spectrogram(
     samples: np.ndarray,
     begin: int,
     frame_starts: Sequence[int],
-    frame: FrameFormat | CsiFrame,
+    frame: Slots,
     title: str,
 ) -> str:
     """Spectrogram of one antenna with the slots of the frames marked above it.
@@ -468,7 +490,7 @@ def spectrogram(
         return _svg(figure, title)
 
 
-def power_over_time(samples: np.ndarray, before: int, frame: FrameFormat | CsiFrame, title: str) -> str:
+def power_over_time(samples: np.ndarray, before: int, frame: Slots, title: str) -> str:
     """Power of all antennas over one frame, with its slots shaded.
 
     Args:
@@ -495,7 +517,7 @@ def power_over_time(samples: np.ndarray, before: int, frame: FrameFormat | CsiFr
                 )
                 if kind not in seen:
                     axes.annotate(
-                        kind if kind == "beacon" else f"{kind} slot",
+                        kind if kind in ("beacon", "grant", "pictures") else f"{kind} slot",
                         (first * ms, 1.01),
                         xycoords=("data", "axes fraction"),
                         ha="left",
@@ -515,13 +537,13 @@ def power_over_time(samples: np.ndarray, before: int, frame: FrameFormat | CsiFr
                 linestyle="-" if many else DASHES[k % len(DASHES)],
                 linewidth=0.5 if many else 1,
                 alpha=0.8,
-                label=None if many else f"antenna {k}",
+                label=None if many or len(samples) == 1 else f"antenna {k}",
                 rasterized=many,
             )
         axes.set_xlim(-before * ms, (samples.shape[1] - before) * ms)
         axes.set_xlabel("time since frame start, ms")
         axes.set_ylabel("power, dBFS")
-        if not many:
+        if 1 < len(samples) <= 8:
             axes.legend(loc="upper right", ncols=min(len(samples), 4), handlelength=3)
         return _svg(figure, title)
 
@@ -723,6 +745,149 @@ def csi_quality(
         right.set_ylabel("SNR as received, dB")
         if told_db.shape[1] <= 8:
             right.legend(loc="upper left")
+        return _svg(figure, title)
+
+
+def pictures_over_frames(judged: np.ndarray, title: str) -> str:
+    """PSNR and MS-SSIM of the pictures received over frames, beside those at symbol level.
+
+    Args:
+        judged: rows of `semantic_metrics.JUDGED_DTYPE`.
+        title: for readers that do not see the figure.
+    """
+    many = len(judged) > _MANY_MARKS
+    with style():
+        figure = _figure(10, 4.4)
+        for place, name, label in zip(
+            figure.subplots(2, 1, sharex=True), ("psnr_db", "ms_ssim"), ("PSNR, dB", "MS-SSIM"), strict=True
+        ):
+            symbol = judged[f"symbol_{name}"]
+            if np.isfinite(symbol).all():
+                look: dict[str, Any] = {"markersize": 6, "markerfacecolor": "none", "color": SOFT, "rasterized": many}
+                place.plot(judged["frame"], symbol, linestyle="", marker="o", label="at symbol level", **look)
+            for k, user in enumerate(np.unique(judged["user"])):
+                own = judged[judged["user"] == user]
+                place.plot(
+                    own["frame"],
+                    own[name],
+                    linestyle="",
+                    marker=MARKERS[k % len(MARKERS)],
+                    markersize=4,
+                    color=SERIES[k % len(SERIES)],
+                    label=f"user {user}" if k < 8 else None,
+                    rasterized=many,
+                )
+            place.set_ylabel(label)
+            if name == "psnr_db":
+                place.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=6, borderaxespad=0.1)
+        place.set_xlabel("frame number")
+        place.xaxis.set_major_locator(MaxNLocator(integer=True))
+        return _svg(figure, title)
+
+
+def picture_links(judged: np.ndarray, title: str) -> str:
+    """SINR as users estimate it against the truth, and PSNR over SINR.
+
+    Args:
+        judged: rows of `semantic_metrics.JUDGED_DTYPE`, with the truth.
+        title: for readers that do not see the figure.
+    """
+    with style():
+        figure = _figure(10, 3.4)
+        left, right = figure.subplots(1, 2)
+        both = np.concatenate([judged["sinr_db"], judged["true_sinr_db"]])
+        ends = [float(both.min()), float(both.max())]
+        left.plot(ends, ends, "--", color=SOFT, linewidth=1)
+        for k, user in enumerate(np.unique(judged["user"])):
+            own = judged[judged["user"] == user]
+            look: dict[str, Any] = {
+                "linestyle": "",
+                "marker": MARKERS[k % len(MARKERS)],
+                "markersize": 4,
+                "color": SERIES[k % len(SERIES)],
+                "label": f"user {user}" if k < 8 else None,
+                "rasterized": len(judged) > _MANY_MARKS,
+            }
+            left.plot(own["true_sinr_db"], own["sinr_db"], **look)
+            right.plot(own["true_sinr_db"], own["psnr_db"], **look)
+        left.set_xlabel("true SINR, dB")
+        left.set_ylabel("SINR as the user estimates it, dB")
+        left.legend(loc="upper left")
+        right.set_xlabel("true SINR, dB")
+        right.set_ylabel("PSNR, dB")
+        return _svg(figure, title)
+
+
+def effective_channels(
+    subcarriers: np.ndarray, own_db: np.ndarray, others_db: np.ndarray | None, noise_db: float, title: str
+) -> str:
+    """What each user receives of its own stream and of the others', over subcarriers, a panel for each.
+
+    Args:
+        subcarriers: int, (subcarrier,).
+        own_db: float, (user, subcarrier): power of the user's own stream.
+        others_db: the same of all other streams together; None where there are none.
+        noise_db: power of noise.
+        title: for readers that do not see the figure.
+    """
+    with style():
+        n = min(len(own_db), 4)
+        figure = _figure(10, 0.6 + 1.9 * n)
+        axes = figure.subplots(n, 1, squeeze=False, sharex=True, sharey=True)[:, 0]
+        for user, place in enumerate(axes):
+            place.plot(subcarriers, own_db[user], color=SERIES[0], label="own stream")
+            if others_db is not None:
+                place.plot(subcarriers, others_db[user], "--", color=SERIES[1], label="other streams")
+            place.axhline(noise_db, color=SOFT, linewidth=1, linestyle=":", label="noise")
+            place.set_ylabel(f"stream {user}\npower, dB")
+        low = noise_db - 15
+        axes[0].set_ylim(low, float(own_db.max()) + 3)
+        axes[0].legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, borderaxespad=0.1)
+        axes[-1].set_xlabel("subcarrier, from the carrier")
+        return _svg(figure, title)
+
+
+def loop_rounds(
+    rounds: np.ndarray,
+    outcomes: Mapping[str, np.ndarray],
+    pictures: tuple[np.ndarray, np.ndarray, np.ndarray],
+    title: str,
+) -> str:
+    """What became of users round by round, above; and the quality of what they received, below.
+
+    Args:
+        rounds: int, (round,).
+        outcomes: int, (round,), users by what became of them, in the order of the stack.
+        pictures: of each picture received the round, its PSNR in dB, and that with perfect CSI; NaN where that is not
+            known.
+        title: of the figure.
+    """
+    with style():
+        figure = _figure(10, 4.6)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(1, 1.15))
+        floor = np.zeros(len(rounds))
+        hatches = ("", "//", "..", "xx", "\\\\", "++", "--")
+        for k, (name, counts) in enumerate(outcomes.items()):
+            colour = SERIES[(2, 4, 1, 3, 0, 7, 6)[k % 7]]
+            style_of: dict[str, Any] = {"facecolor": colour, "alpha": 0.85, "hatch": hatches[k % 7]}
+            above.bar(rounds, counts, bottom=floor, width=0.8, label=name, edgecolor=INK, linewidth=0.4, **style_of)
+            floor += counts
+        above.set_ylabel("users")
+        above.set_ylim(0, max(float(floor.max()), 1.0) * 1.06)
+        above.yaxis.set_major_locator(MaxNLocator(integer=True))
+        above.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=7, borderaxespad=0.2)
+        place, psnr_db, perfect_db = pictures
+        # Two pictures of a round stand beside each other.
+        at = place + np.where(np.append(False, place[1:] == place[:-1]), 0.15, -0.15) if len(place) else place
+        below.vlines(at, psnr_db, perfect_db, color=SOFT, linewidth=1)
+        below.plot(at, perfect_db, "o", color=SERIES[1], fillstyle="none", label="with perfect CSI, without radio")
+        below.plot(at, psnr_db, "o", color=SERIES[0], label="as received")
+        below.set_ylabel("PSNR, dB")
+        below.set_xlabel("round")
+        below.set_xlim(rounds.min() - 0.7, rounds.max() + 0.7)
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if len(place):
+            below.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
         return _svg(figure, title)
 
 

@@ -14,7 +14,7 @@ from .random_access import tail_samples
 from .scenario import Scenario
 
 if TYPE_CHECKING:
-    from ..models.csi.frames import FrameDrops
+    from ..models.csi.frames import FrameDrop, FrameDrops
 
 
 def make_link(scenario: Scenario) -> Link:
@@ -37,7 +37,7 @@ def make_link(scenario: Scenario) -> Link:
 
 
 def csi_drops(scenario: Scenario) -> FrameDrops:
-    """The drop of each frame of a scenario of CSI feedback."""
+    """The drop of each frame of a scenario of CSI feedback or of the picture downlink."""
     # What draws them loads torch, which other links do without.
     from ..models.csi.channels import ChannelConfig, Clustered, Source
     from ..models.csi.frames import FrameDrops
@@ -62,15 +62,25 @@ def csi_drops(scenario: Scenario) -> FrameDrops:
 
 
 def _downlink(scenario: Scenario) -> DownlinkAir:
-    frame, wanted = scenario.csi_frame, scenario.csi
+    wanted = scenario.csi
     assert wanted is not None
     drops = csi_drops(scenario)
-    tap_samples = frame.frame_format.n_fft / wanted.n_subcarriers
 
     def paths(number: int) -> DownlinkPaths:
-        drop = drops(number)
-        return DownlinkPaths((drop.delays_taps - wanted.lead_taps) * tap_samples, drop.gains)
+        return downlink_paths(scenario, drops(number))
 
+    if scenario.pictures is not None:
+        pictures = scenario.picture_frame
+        # Precoding adds the antennas' amplitudes up at a user.
+        most = pictures.n_subcarriers / pictures.frame_format.n_fft * pictures.n_antennas
+        return DownlinkAir(
+            paths,
+            pictures.n_antennas,
+            pictures.downlink_samples,
+            noise_power=scenario.picture_noise_power,
+            expected_power=max(scenario.picture_beacon_amplitude**2, most),
+        )
+    frame = scenario.csi_frame
     return DownlinkAir(
         paths,
         frame.n_antennas,
@@ -78,6 +88,14 @@ def _downlink(scenario: Scenario) -> DownlinkAir:
         noise_power=10 ** (-wanted.sounding_snr_db / 10),
         expected_power=1.0,
     )
+
+
+def downlink_paths(scenario: Scenario, drop: FrameDrop) -> DownlinkPaths:
+    """A drop as the air of its frame: the first paths arrive without delay."""
+    wanted = scenario.csi
+    assert wanted is not None
+    tap_samples = scenario.frame.n_fft / wanted.n_subcarriers
+    return DownlinkPaths((drop.delays_taps - wanted.lead_taps) * tap_samples, drop.gains)
 
 
 def make_radio(scenario: Scenario, recorded: RecordedChannel | None = None) -> Radio:

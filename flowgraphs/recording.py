@@ -340,8 +340,12 @@ def seal_run(
     own = {key: fields[key] for key in fields if key in field_names("collection")} | {"complete": complete}
     if folder.truth.is_file():
         own["truth"] = folder.truth.name
-    name = "".join(c if c.isalnum() or c in "-_" else "-" for c in scenario.name)
-    return write_collection(folder.path, name, roles, own, files=files)
+    return write_collection(folder.path, collection_name(scenario), roles, own, files=files)
+
+
+def collection_name(scenario: Scenario) -> str:
+    """Base name of the collection of a scenario's run."""
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in scenario.name)
 
 
 def find_recorded_losses(

@@ -10,6 +10,7 @@ import jinja2
 
 from ..errors import ScenarioError, StorageError
 from . import report_sections as build
+from .closed_loop import ACCESS
 from .report_csi import csi_sections
 from .report_data import (
     Judged,
@@ -21,6 +22,8 @@ from .report_data import (
     other_detectors,
     rerun_detectors,
 )
+from .report_loop import LoopRun, is_loop, load_loop, loop_sections
+from .report_semantic import semantic_sections
 
 _RERUN_S = 4.0
 
@@ -52,13 +55,29 @@ def write_report(
     """
     tell = on_progress or (lambda _, __: None)
     tell("reading the run", 0.0)
+    if is_loop(Path(folder)):
+        if detectors is not None:
+            raise ScenarioError(
+                "detectors: a closed loop has one, and what others decide goes nowhere; write the report of its access "
+                f"stage for that: semair report {Path(folder) / ACCESS}"
+            )
+        loop = load_loop(Path(folder))
+        page = _page("report_loop.html.j2", loop_sections(loop), lambda share: tell("drawing", share))
+        _write(loop, page)
+        tell("written", 1.0)
+        return loop.folder.report
     run = load_run(Path(folder))
     if run.scenario.csi is not None:
         if detectors is not None:
-            raise ScenarioError("detectors: runs of CSI feedback have none to set beside each other; leave them out")
+            raise ScenarioError(
+                "detectors: runs of CSI feedback and of the picture downlink have none to set beside each other; leave "
+                "them out"
+            )
         tell("drawing", 0.3)
-        made = csi_sections(run)
-        page = _page("report_csi.html.j2", made, lambda share: tell("drawing", 0.3 + 0.7 * share))
+        pictures = run.scenario.pictures is not None
+        made = semantic_sections(run) if pictures else csi_sections(run)
+        template = "report_semantic.html.j2" if pictures else "report_csi.html.j2"
+        page = _page(template, made, lambda share: tell("drawing", 0.3 + 0.7 * share))
         _write(run, page)
         tell("written", 1.0)
         return run.folder.report
@@ -119,7 +138,7 @@ def _page(
     return environment.get_template(template).render(**sections)
 
 
-def _write(run: Run, page: str) -> None:
+def _write(run: Run | LoopRun, page: str) -> None:
     try:
         partial = run.folder.report.with_name(".report.html.partial")
         partial.write_text(page, encoding="utf-8")

@@ -118,7 +118,7 @@ def _tiles(run: Run, frames: Any, counts: Any, measured: Any, users: Any) -> lis
         tile("NMSE of recovered CSI", f"{build.number(value)} dB", note)
         if "sum_rate_share" in measured:
             value, low, high = measured["sum_rate_share"]
-            tile("share of sum rate", build.percent(value), f"of perfect CSI; {_span(100 * low, 100 * high, ' %')}")
+            tile("share of sum rate", build.percent(value), f"of perfect CSI; {_span(low, high, ' %', 100)}")
         snr = measured["uplink_snr_db"]
         announced = build.number(measured["announced_snr_db"])
         tile("SNR behind combining", f"{build.number(snr['mean'])} dB", f"{announced} dB announced to the users")
@@ -137,8 +137,10 @@ def _tiles(run: Run, frames: Any, counts: Any, measured: Any, users: Any) -> lis
     return tiles
 
 
-def _span(low: float | None, high: float | None, unit: str) -> str:
-    return f"95 %: {build.number(low)} to {build.number(high)}{unit}"
+def _span(low: float | None, high: float | None, unit: str, factor: float = 1) -> str:
+    if low is None or high is None:
+        return "one drop alone has no interval"
+    return f"95 %: {build.number(factor * low)} to {build.number(factor * high)}{unit}"
 
 
 def _verdict(run: Run, frames: Any, measured: Any, users: Any) -> str:

@@ -22,6 +22,7 @@ from .metrics import judged, run_metrics
 from .run import make_detector
 from .runfolder import RunFolder, unpack_users
 from .scenario import Scenario
+from .semantic_metrics import semantic_metrics
 
 OnProgress = Callable[[str, float], None]
 """Called with what is being done and the share that is done, 0 to 1."""
@@ -145,8 +146,11 @@ def load_run(path: Path) -> Run:
         metrics = folder.read_json(folder.metrics)
     else:
         # A run that was killed left its tables; what its blocks had counted is lost with it.
-        measure = run_metrics if scenario.csi is None else csi_metrics
-        metrics = measure(folder, scenario, {}, truth_folder=live)
+        measures: dict[str, Callable[..., dict[str, Any]]] = {
+            "csi-feedback": csi_metrics,
+            "semantic-downlink": semantic_metrics,
+        }
+        metrics = measures.get(scenario.kind, run_metrics)(folder, scenario, {}, truth_folder=live)
     recording, note = _recording(live)
     symbols = None
     if folder.constellation.is_file():

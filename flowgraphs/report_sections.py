@@ -6,7 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from markupsafe import Markup
@@ -16,6 +16,7 @@ from .. import __version__
 from ..blocks.waveforms.csi_frame import CsiFrame
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
+from ..blocks.waveforms.picture_frame import PictureFrame
 from ..captures.reader import Recording
 from ..errors import ScenarioError
 from ..models.statistics import Interval, miss_false_alarm_curve
@@ -23,7 +24,7 @@ from ..models.uad import detectors as engines
 from . import plots
 from .metrics import STAGES, flagged, matched, noise_power_behind_chains, stage_latencies_ms
 from .report_data import Judged, Run, antenna_levels, file_index, share_ci95, with_truth
-from .runfolder import unpack_users
+from .runfolder import RunFolder, unpack_users
 from .scenario import Scenario, load_scenario, scenario_dict, shipped_scenarios
 
 _ORIGINS = {"run": "", "folder": ", from the whole recording", "report": " of the slots that the run kept"}
@@ -45,6 +46,22 @@ PATHS = {
     ),
     "sim": ("Simulated", "The samples come from a simulation. No figure here is a measurement of hardware."),
 }
+
+
+class Told(Protocol):
+    """A run of one link or of several."""
+
+    @property
+    def folder(self) -> RunFolder:
+        """That the report is about."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Its run.json."""
+
+    @property
+    def scenario(self) -> Scenario:
+        """Of the run."""
 
 
 def head_section(run: Run, own: Judged) -> dict[str, Any]:
@@ -71,7 +88,7 @@ def head_section(run: Run, own: Judged) -> dict[str, Any]:
     }
 
 
-def provenance_facts(run: Run) -> list[tuple[str, str]]:
+def provenance_facts(run: Told) -> list[tuple[str, str]]:
     """When, by which code, and where."""
     git = run.info.get("git")
     return [
@@ -236,7 +253,7 @@ def settings_section(run: Run) -> dict[str, Any]:
 
 
 def shared_settings(
-    run: Run, links: Sequence[tuple[str, str, str]], frame: FrameFormat | CsiFrame, explained: str
+    run: Run, links: Sequence[tuple[str, str, str]], frame: plots.Slots, explained: str
 ) -> dict[str, Any]:
     """What the settings of all links have.
 
@@ -263,7 +280,7 @@ def shared_settings(
         )
     scenario, fmt = run.scenario, run.scenario.frame
     preset = Impairments.preset(scenario.level).model_dump()
-    parts: list[BaseModel] = [fmt, frame.slots] if isinstance(frame, CsiFrame) else [fmt]
+    parts: list[BaseModel] = [fmt] if isinstance(frame, FrameFormat) else [fmt, frame.slots]
     return {
         "radio_kind": radio.get("kind", run.info["radio"].get("kind", "")),
         "facts": {k: _plain(v) for k, v in radio.get("facts", {}).items()},
@@ -533,16 +550,17 @@ def signals_section(run: Run) -> dict[str, Any]:
     if whole is not None:
         before = fmt.guard_samples
         samples = np.nan_to_num(recording.read(whole - before, before + fmt.frame_samples))
+        who, more = f"all {len(samples)} antennas", "; the access slot is as long as this frame's preambles."
+        if isinstance(frame, CsiFrame):
+            more = ". The sounding slot is weak here: of the base station's own antennas it holds the first alone."
+        elif isinstance(frame, PictureFrame):
+            # Every user has a clock of its own.
+            samples, who, more = samples[:1], "user 0", "."
         figures.append(
             captioned(
-                plots.power_over_time(samples, before, frame, "Power over one frame for all antennas"),
-                f"Power of all {len(samples)} antennas over one frame, means over 16 samples. The level of the noise "
-                "slot is the receiver's noise estimate"
-                + (
-                    ". The sounding slot is weak here: of the base station's own antennas it holds the first alone."
-                    if isinstance(frame, CsiFrame)
-                    else "; the access slot is as long as this frame's preambles."
-                ),
+                plots.power_over_time(samples, before, frame, f"Power over one frame for {who}"),
+                f"Power of {who} over one frame, means over 16 samples. The level of the noise slot is the receiver's "
+                f"noise estimate{more}",
             )
         )
     levels = antenna_levels(recording)
@@ -559,7 +577,7 @@ def signals_section(run: Run) -> dict[str, Any]:
             ),
         )
     )
-    told = run.metrics["counts"].get("clipped_samples")
+    told = run.metrics["counts"].get("clipped_samples", run.metrics["counts"].get("clipped_samples_users"))
     rows = [
         {
             "antenna": k,
@@ -573,28 +591,31 @@ def signals_section(run: Run) -> dict[str, Any]:
     return {"reason": "", "figures": figures, "levels": rows}
 
 
-def slots_of(scenario: Scenario) -> FrameFormat | CsiFrame:
+def slots_of(scenario: Scenario) -> plots.Slots:
     """The slots of a scenario's link."""
+    if scenario.pictures is not None:
+        return scenario.picture_frame
     return scenario.frame if scenario.csi is None else scenario.csi_frame
 
 
-def _spectrogram(recording: Recording, starts: Sequence[int], frame: FrameFormat | CsiFrame) -> tuple[str, str]:
-    csi = isinstance(frame, CsiFrame)
-    fmt = frame.frame_format if isinstance(frame, CsiFrame) else frame
+def _spectrogram(recording: Recording, starts: Sequence[int], frame: plots.Slots) -> tuple[str, str]:
+    middle = "access"
+    if isinstance(frame, CsiFrame):
+        middle = "sounding, feedback"
+    elif isinstance(frame, PictureFrame):
+        middle = "grant, pictures"
+    fmt = frame if isinstance(frame, FrameFormat) else frame.frame_format
     span = _SPECTROGRAM_FRAMES * fmt.frame_samples + fmt.guard_samples
     begin = max(0, starts[0] - fmt.guard_samples) if starts else 0
     span = min(span, recording.n_samples - begin)
     samples = np.nan_to_num(recording.read(begin, span)[0])
     frames = [start - begin for start in starts if start < begin + span]
-    svg = plots.spectrogram(samples, begin, frames, frame, "Spectrogram of antenna 0")
-    caption = (
-        f"Antenna 0, {count_text(len(samples))} samples of the recording (Hann window of {fmt.n_fft} samples). "
-        + (
-            f"Marked above: beacon, {'sounding, feedback' if csi else 'access'} and noise slot where the receiver "
-            "found them; dotted lines are their starts."
-            if frames
-            else "No frame was found here, so no slots are marked."
-        )
+    who = "User" if isinstance(frame, PictureFrame) else "Antenna"
+    svg = plots.spectrogram(samples, begin, frames, frame, f"Spectrogram of {who.lower()} 0")
+    caption = f"{who} 0, {count_text(len(samples))} samples of the recording (Hann window of {fmt.n_fft} samples). " + (
+        f"Marked above: beacon, {middle} and noise slot where the receiver found them; dotted lines are their starts."
+        if frames
+        else "No frame was found here, so no slots are marked."
     )
     return svg, caption
 
@@ -673,7 +694,7 @@ def shared_latencies(
 def losses_section(run: Run) -> dict[str, Any]:
     """Everything that was lost, refused or clipped."""
     counts, frames = run.metrics["counts"], run.metrics.get("frames", {})
-    clipped = counts.get("clipped_samples")
+    clipped = counts.get("clipped_samples", counts.get("clipped_samples_users"))
     rows = [
         ("frames missed", frames.get("missed"), "sent, but no decision and no drop told"),
         ("false frames", frames.get("false"), "decided, but never sent under this number"),
@@ -784,6 +805,9 @@ def _toml_value(value: Any) -> str:
         return "{" + ", ".join(f"{json.dumps(key)} = {_toml_value(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, dict):
+        inside = (f"{json.dumps(key)} = {_toml_value(item)}" for key, item in value.items() if item is not None)
+        return "{" + ", ".join(inside) + "}"
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from ..blocks.message_collector import Receiver
 from ..blocks.playback import Playback, PlayOptions
 from ..blocks.sigmf_sink import SigmfSink
 from ..blocks.waveforms.access import access_burst
@@ -19,7 +19,7 @@ from ..blocks.waveforms.frame import FrameFormat
 from ..captures.gaps import find_losses, mark_losses
 from ..captures.reader import Recording
 from ..captures.writer import RecordingWriter
-from ..errors import ModelError, RecordingError, ReplayMismatch, ScenarioError, StorageError
+from ..errors import ModelError, RecordingError, ScenarioError, StorageError
 from ..hardware.calibration import Calibration, load_calibration, require_settings, require_valid
 from ..hardware.radio import Radio, Settings
 from ..hardware.replay import ReplayRadio
@@ -27,7 +27,23 @@ from ..models.uad import detectors
 from ..models.uad.detectors.base import Detector
 from .calibrate import calibrate_for_run
 from .channel_replay import recorded_channel
-from .execute import execute
+from .link_run import (
+    Driven,
+    OnProgress,
+    Progress,
+    ReplayResult,
+    RunResult,
+    beacon_sink,
+    compare_rows,
+    drive,
+    held_rows,
+    receive_sink,
+    receiver_counts,
+    require_reproduced,
+    require_work,
+    run_facts,
+    run_flowgraph,
+)
 from .metrics import run_metrics
 from .radios import make_link, make_radio, requested_settings
 from .random_access import RandomAccess, tail_samples
@@ -35,8 +51,6 @@ from .recording import (
     RawResult,
     RecorderWatch,
     common_fields,
-    queue_bytes,
-    radio_fields,
     record_raw,
     sample_limit,
     seal_run,
@@ -50,86 +64,18 @@ from .runfolder import (
     RunFolder,
     decision_dtype,
     pack_users,
-    provenance,
     truth_dtype,
     unpack_users,
 )
 from .scenario import Scenario, parse_scenario, scenario_dict
 from .terminals import Terminals, transmission_of_base
 
+KIND = "random-access"
 KEPT_SNAPSHOTS = 2000
 KEPT_CONSTELLATIONS = 64
 
 
-@dataclass
-class Progress:
-    """State of a run while it runs.
-
-    Attributes:
-        sent: frames sent.
-        decided: access slots decided.
-        dropped: access slots dropped because samples were missing.
-        wrong: wrong user decisions so far.
-        expected: frames to come in all; None where unknown.
-        recorder: tells how the recording of the antennas goes; None where there is none.
-        remark: how good the decisions are, where it is not told by `wrong`.
-    """
-
-    sent: int = 0
-    decided: int = 0
-    dropped: int = 0
-    wrong: int = 0
-    expected: int | None = None
-    recorder: RecorderWatch | None = None
-    remark: str = ""
-
-
-OnProgress = Callable[[Progress], None]
 Role = Literal["both", "base"]
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """How a run went.
-
-    Attributes:
-        folder: where everything lies.
-        metrics: contents of metrics.json.
-        interrupted: ended by Ctrl-C.
-    """
-
-    folder: RunFolder
-    metrics: dict[str, Any]
-    interrupted: bool
-
-
-@dataclass(frozen=True)
-class ReplayResult:
-    """How a replay compares with the live run.
-
-    Attributes:
-        folder: of the replay.
-        metrics: contents of its metrics.json.
-        detector: which decided.
-        live: decisions of the live run on frames that the recording holds whole.
-        equal: of these, those the replay reproduced bit for bit (compared only with the live run's detector).
-        extra: decisions the live run did not make (an interrupted run may leave its last frames undecided).
-        air_s: duration of the recording.
-        wall_s: duration of the replay.
-        interrupted: ended by Ctrl-C.
-        playback: how the recording was played.
-    """
-
-    folder: RunFolder
-    metrics: dict[str, Any]
-    detector: str
-    live: int
-    equal: int | None
-    extra: int
-    air_s: float
-    wall_s: float
-    interrupted: bool
-    playback: dict[str, Any]
 
 
 def make_detector(scenario: Scenario, name: str | None = None, options: dict[str, Any] | None = None) -> Detector:
@@ -294,12 +240,10 @@ def run_random_access(
     """
     if scenario.csi is not None:
         raise ScenarioError(
-            f"scenario {scenario.name} is one of CSI feedback: run it with `semair run csi-feedback`, or choose another"
+            f"scenario {scenario.name} is one of kind {scenario.kind}: run it with `semair run {scenario.kind}`, or "
+            "choose another"
         )
-    if n_frames is not None and n_frames < 1:
-        raise ScenarioError(f"frames={n_frames}: at least 1 frame must be sent")
-    if not (record or receive):
-        raise ScenarioError("nothing to do: a run records, receives, or both")
+    require_work(n_frames, record, receive)
     if calibrate and scenario.radio.calibration is not None:
         raise ScenarioError(
             f"radio.calibration={scenario.radio.calibration} is given, and the radio is to be calibrated now: leave "
@@ -386,25 +330,14 @@ def _run_over(
         calibration = calibrate_for_run(scenario, radio, actual, run_folder.calibration)
     elif calibration is not None:
         calibration.write(run_folder.calibration)
-    run: dict[str, Any] = {
-        "format": 1,
-        "kind": "random-access" if receive else "random-access recording",
-        **provenance(),
-        "scenario": scenario_dict(scenario),
+    details = {
         "detector": detector.name,
         "detector_facts": detector.describe(),
         "calibration": _calibration_facts(calibration, scenario),
         "frames": n_frames,
         "quiet_frames": scenario.quiet_frames,
-        "radio": {
-            "kind": radio.kind,
-            "requested": requested.as_dict(),
-            "actual": actual.as_dict(),
-            "capabilities": asdict(radio.capabilities),
-            "facts": radio.facts(),
-            "truth": truth.as_dict() if truth else {},
-        },
     }
+    run = run_facts(KIND, scenario, radio, requested, actual, receive=receive, details=details)
     if replayed is not None:
         run["channel_replay"] = replayed
     if terminals is not None:
@@ -412,6 +345,7 @@ def _run_over(
     run_folder.write_json(run_folder.run_json, run)
     with ExitStack() as stack:
         logs = _Logs(run_folder, scenario, stack, arrival)
+        stack.callback(logs.finish)
         logs.progress.expected = n_frames
         sinks: tuple[SigmfSink | None, SigmfSink | None] = (None, None)
         if record:
@@ -440,19 +374,15 @@ def _run_over(
         def failure() -> BaseException | None:
             return flowgraph.failure() or (terminals.failure() if terminals is not None else None)
 
-        def ended() -> bool:
-            if max_samples is not None and recorded_samples(sinks[0]) >= max_samples:
-                return True
-            return flowgraph.is_over(logs.progress.decided + logs.progress.dropped)
-
-        begin = time.monotonic()
-        try:
-            interrupted = execute(
-                flowgraph, failure, (lambda: on_progress(logs.progress)) if on_progress else None, ended
-            )
-        finally:
-            wall_s = time.monotonic() - begin
-            logs.finish()
+        interrupted, wall_s = run_flowgraph(
+            flowgraph,
+            logs.progress,
+            on_progress,
+            sink=sinks[0],
+            max_samples=max_samples,
+            until=lambda: flowgraph.is_over(logs.progress.decided + logs.progress.dropped),
+            failure=failure,
+        )
     reports = None if terminals is None else terminals.report()
     if terminals is not None:
         terminals.stop()
@@ -537,7 +467,7 @@ def replay_run(
         )
     name = "same" if same and as_it_was else engine.name
     replay_folder = live_folder.replay(name if as_it_was else f"{name}-{_play_name(play)}")
-    live_rows = live_folder.rows(live_folder.decisions)
+    live_rows = live_folder.live_decisions(decision_dtype(scenario.users.n_users))
     driven = _drive(
         replay_folder,
         str(live_folder.recording),
@@ -551,25 +481,20 @@ def replay_run(
         until_frames=until_frames,
         calibration=load_calibration(live_folder.calibration) if live_folder.calibration.is_file() else None,
     )
-    # A run that was interrupted or killed may have decided on samples that never reached the disk.
-    held = live_rows["sample_time"] + scenario.frame.used_samples <= driven.playback.end_ticks
-    live_rows = live_rows[held] if as_it_was else live_rows[:0]
+    held = held_rows(live_rows, scenario.frame.used_samples, driven.playback)
+    live_rows = held if as_it_was else live_rows[:0]
     rows = replay_folder.rows(replay_folder.decisions)
     equal, extra, different = compare_decisions(live_rows, rows)
     # Turns repeat frames, but truth holds each once.
-    truth_folder = live_folder if play.turns == 1 else None
+    truth_folder = live_folder if play.turns == 1 and live_folder.truth.is_file() else None
     metrics = run_metrics(replay_folder, scenario, driven.counts, truth_folder=truth_folder)
     if play.gaps == "splice" and driven.playback.gaps:
         # Spliced samples have not the times they had on the air.
         metrics.pop("synchronisation", None)
     replay_folder.write_json(replay_folder.metrics, metrics)
     result = driven.result(metrics, engine.name, len(live_rows), equal if same and as_it_was else None, extra)
-    if same and equal < len(live_rows) and not result.interrupted and until_frames is None:
-        raise ReplayMismatch(
-            f"{folder}: {len(live_rows) - equal} of {len(live_rows)} decisions were not reproduced "
-            f"(first: frame {different[0]}); the recording was altered, or the software or its libraries changed "
-            "since the run (compare versions in run.json)"
-        )
+    if same and not result.interrupted and until_frames is None:
+        require_reproduced(folder, "decisions", len(live_rows), different)
     return result
 
 
@@ -618,29 +543,14 @@ def replay_recording(
         engine,
         options,
         play,
-        any_frequency,
-        speed,
+        any_frequency=any_frequency,
+        speed=speed,
         on_progress=on_progress,
         calibration=calibration,
     )
     metrics = run_metrics(run_folder, scenario, driven.counts)
     run_folder.write_json(run_folder.metrics, metrics)
     return driven.result(metrics, engine.name, 0, None, len(run_folder.rows(run_folder.decisions)))
-
-
-@dataclass(frozen=True)
-class _Driven:
-    """A receiver that was driven with a recording."""
-
-    folder: RunFolder
-    playback: Playback
-    counts: dict[str, Any]
-
-    def result(self, metrics: dict[str, Any], detector: str, live: int, equal: int | None, extra: int) -> ReplayResult:
-        air_s = self.playback.n_samples / self.playback.rate_hz
-        wall_s, interrupted = self.counts["wall_s"], self.counts["interrupted"]
-        played = self.playback.as_dict()
-        return ReplayResult(self.folder, metrics, detector, live, equal, extra, air_s, wall_s, interrupted, played)
 
 
 def _drive(
@@ -650,57 +560,30 @@ def _drive(
     engine: Detector,
     options: dict[str, Any],
     play: PlayOptions,
-    any_frequency: bool = False,
-    speed: float | None = None,
     *,
-    expected: int | None = None,
-    on_progress: OnProgress | None = None,
-    until_frames: int | None = None,
-    calibration: Calibration | None = None,
-) -> _Driven:
-    """Play a recording into a scenario's receiver, and leave run.json and tables in a folder, which is emptied."""
-    radio = ReplayRadio.open(recording, make_link(scenario), play, any_frequency, speed)
-    actual = radio.configure(requested_settings(scenario))
-    playback = radio.source().playback
-    if folder.path.is_dir():
-        for item in folder.path.iterdir():
-            item.unlink()
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write_json(
-        folder.run_json,
-        {
-            "format": 1,
-            "kind": "random-access replay",
-            **provenance(),
-            "scenario": scenario_dict(scenario),
-            "detector": engine.name,
-            "detector_facts": engine.describe(),
-            "calibration": _calibration_facts(calibration, scenario),
-            "options": options,
-            "radio": {"kind": radio.kind, "actual": actual.as_dict(), "facts": radio.facts()},
-        },
-    )
-    with ExitStack() as stack:
+    calibration: Calibration | None,
+    **how: Any,
+) -> Driven:
+    """Play a recording into a scenario's receiver: see `drive`."""
+    details = {
+        "detector": engine.name,
+        "detector_facts": engine.describe(),
+        "calibration": _calibration_facts(calibration, scenario),
+        "options": options,
+    }
+
+    def build(radio: Radio, stack: ExitStack) -> tuple[RandomAccess, Progress]:
         logs = _Logs(folder, scenario, stack, None)
-        logs.progress.expected = expected
-        flowgraph = RandomAccess(
-            scenario,
-            radio,
-            engine,
-            receivers={"decisions": logs.on_decision, "dropped": logs.on_dropped, "frames": logs.on_frame},
-            errors=_errors(calibration, scenario, play.channels),
-        )
-        flowgraph.warm_up()
-        begin = time.monotonic()
-        interrupted = execute(
-            flowgraph,
-            flowgraph.failure,
-            (lambda: on_progress(logs.progress)) if on_progress else None,
-            (lambda: logs.progress.decided >= until_frames) if until_frames else None,
-        )
-        wall_s = time.monotonic() - begin
-        logs.finish()
-    return _Driven(folder, playback, {**_receiver_counts(flowgraph), "interrupted": interrupted, "wall_s": wall_s})
+        stack.callback(logs.finish)
+        receivers: dict[str, Receiver] = {
+            "decisions": logs.on_decision,
+            "dropped": logs.on_dropped,
+            "frames": logs.on_frame,
+        }
+        errors = _errors(calibration, scenario, play.channels)
+        return RandomAccess(scenario, radio, engine, receivers=receivers, errors=errors), logs.progress
+
+    return drive(folder, recording, scenario, KIND, details, play, build, _receiver_counts, **how)
 
 
 def _with_antennas(scenario: Scenario, play: PlayOptions) -> Scenario:
@@ -741,21 +624,8 @@ def _play_name(play: PlayOptions) -> str:
 
 
 def compare_decisions(live: np.ndarray, replayed: np.ndarray) -> tuple[int, int, list[int]]:
-    """Compare two tables of decisions, field by field and bit by bit.
-
-    Returns:
-        Live decisions that were reproduced, decisions that only the replay made, and the frames of the live
-        decisions that were not reproduced.
-    """
-    by_place = {(int(row["sample_time"]), int(row["frame"])): row for row in replayed}
-    equal, different = 0, []
-    for row in live:
-        other = by_place.pop((int(row["sample_time"]), int(row["frame"])), None)
-        if other is not None and all(row[name].tobytes() == other[name].tobytes() for name in DECISION_FIELDS):
-            equal += 1
-        else:
-            different.append(int(row["frame"]))
-    return equal, len(by_place), different
+    """Compare two tables of decisions on activity: see `compare_rows`."""
+    return compare_rows(live, replayed, DECISION_FIELDS)
 
 
 def _unknown_arrival(transmit_sample: float, user: int | None = None) -> float:
@@ -763,21 +633,7 @@ def _unknown_arrival(transmit_sample: float, user: int | None = None) -> float:
 
 
 def _receiver_counts(flowgraph: RandomAccess) -> dict[str, Any]:
-    synchroniser = flowgraph.synchroniser
-    return {
-        "frames_found": synchroniser.found,
-        "headers_refused": synchroniser.refused,
-        "gaps": synchroniser.gaps,
-        "lost_samples": synchroniser.lost_samples,
-        "slots_dropped": flowgraph.slot_receiver.dropped,
-        "slots_decided": flowgraph.activity_detector.decided,
-        "sync_delay_samples": synchroniser.delay_samples,
-    }
-
-
-def recorded_samples(sink: SigmfSink | None) -> int:
-    """Samples per antenna that a sink has taken."""
-    return sink.writer.n_samples if sink is not None and sink.writer is not None else 0
+    return receiver_counts(flowgraph.synchroniser, flowgraph.slot_receiver, flowgraph.activity_detector)
 
 
 def _sinks(
@@ -788,34 +644,10 @@ def _sinks(
     actual: Settings,
     max_samples: int | None,
 ) -> tuple[SigmfSink, SigmfSink]:
-    common = common_fields(radio, scenario)
-    frame = scenario.frame
-    receive = SigmfSink(
-        folder.path,
-        RX_NAME,
-        radio.capabilities.n_rx,
-        actual.sample_rate_hz,
-        actual.frequency_hz,
-        radio.capabilities.datatype,
-        max_samples=max_samples,
-        frame_samples=None if radio.capabilities.has_hw_time else frame.frame_samples,
-        queue_bytes=queue_bytes(radio, actual),
-        description=f"base station antennas, scenario {scenario.name}",
-        global_fields={**common, "role": "bs-rx", "tx_recordings": [TX_BEACON_NAME, TX_USERS_NAME]},
-        **radio_fields(radio, requested, actual),
-    )
-    transmit = SigmfSink(
-        folder.path,
-        TX_BEACON_NAME,
-        1,
-        actual.sample_rate_hz,
-        actual.frequency_hz,
-        "cf32_le",
-        description="transmitted beacon stream",
-        global_fields={**common, "role": "tx-beacon"},
-    )
-    receive.closing_fields = lambda: {"radio_counts": radio.counts()}
-    transmit.signal = _ofdm(frame, 2)
+    sent = (TX_BEACON_NAME, TX_USERS_NAME)
+    receive = receive_sink(folder, scenario, radio, requested, actual, max_samples, sent)
+    transmit = beacon_sink(folder, scenario, radio, actual, "transmitted beacon stream")
+    transmit.signal = _ofdm(scenario.frame, 2)
     return receive, transmit
 
 

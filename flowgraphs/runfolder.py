@@ -21,8 +21,11 @@ from .scenario import Scenario, parse_scenario
 
 FORMAT = 1
 RX_NAME = "bs-rx"
+USERS_RX_NAME = "users-rx"
 TX_BEACON_NAME = "tx-beacon"
 TX_USERS_NAME = "tx-users"
+SENDS_ONLY = "semantic-downlink"
+"""The kind of link whose base station receives nothing."""
 
 
 def decision_dtype(n_users: int) -> np.dtype:
@@ -139,9 +142,12 @@ class RunFolder:
 
     @property
     def recording(self) -> Path:
-        """Meta file of the received signal; of what was recovered of it, where it had been cut."""
-        recovered = self.path / f"{RX_NAME}-recovered.sigmf-meta"
-        return recovered if recovered.is_file() else self.path / f"{RX_NAME}.sigmf-meta"
+        """Meta file of the received signal, which is that of the users where the base station only sends; of what was
+        recovered of it, where it had been cut."""
+        sends_only = self.run_json.is_file() and str(self.read_json(self.run_json).get("kind")).startswith(SENDS_ONLY)
+        name = USERS_RX_NAME if sends_only else RX_NAME
+        recovered = self.path / f"{name}-recovered.sigmf-meta"
+        return recovered if recovered.is_file() else self.path / f"{name}.sigmf-meta"
 
     def create(self, overwrite: bool) -> None:
         """Make the folder.
@@ -204,8 +210,25 @@ class RunFolder:
         return parse_scenario(run["scenario"], str(self.run_json))
 
     def rows(self, path: Path) -> np.ndarray:
-        """All rows of one of the tables."""
+        """All rows of one of the tables.
+
+        Raises:
+            RecordingError: the file is missing or damaged.
+        """
+        if not path.is_file() and self.left_by_flowgraph():
+            raise RecordingError(
+                f"{path} is missing: a flowgraph of GNU Radio Companion leaves its recording only; replay {self.path}, "
+                "and take the folder of the replay"
+            )
         return read_rows(path)
+
+    def live_decisions(self, dtype: np.dtype) -> np.ndarray:
+        """Decisions of the run; no rows of a flowgraph of GNU Radio Companion, which leaves its recording only."""
+        return np.empty(0, dtype) if self.left_by_flowgraph() else self.rows(self.decisions)
+
+    def left_by_flowgraph(self) -> bool:
+        """Whether a flowgraph of GNU Radio Companion made this folder."""
+        return self.run_json.is_file() and str(self.read_json(self.run_json).get("kind", "")).endswith("flowgraph")
 
     def replay(self, name: str) -> RunFolder:
         """Folder of one replay; of the path of a detector's weights, what may stand in a file name."""

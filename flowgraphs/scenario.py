@@ -28,6 +28,7 @@ from pydantic import (
 from ..blocks.waveforms.csi_frame import CsiFrame, CsiSlots
 from ..blocks.waveforms.frame import FrameFormat
 from ..blocks.waveforms.impairments import Impairments
+from ..blocks.waveforms.picture_frame import PictureFrame, PictureSlots
 from ..errors import ScenarioError
 from ..hardware.calibration import PARTS, Part
 from ..models.channels import ChannelConfig, checked_array_shape
@@ -162,6 +163,28 @@ class Csi(CsiSlots):
         return CsiSlots(**{name: getattr(self, name) for name in CsiSlots.model_fields})
 
 
+class Pictures(PictureSlots):
+    """The picture downlink: its slots, its codec, its SNR, and what is known of the channel, which [csi] describes."""
+
+    model: str = Field(
+        "lab", description="weights of the codec, see `semair.models.semantic.codec`: shipped, or a folder"
+    )
+    engine: str = Field("onnxruntime", description="what runs it, see `semair.models.engine`")
+    side: int = Field(64, ge=64, le=1024, multiple_of=64, description="of the pictures, in pixels")
+    snr_db: float = Field(
+        10.0, ge=-30, le=60, description="transmit power over a user's noise power, channels having unit mean power"
+    )
+    csi: Literal["perfect", "estimated", "fed back"] = Field(
+        "fed back", description="what the base station knows: all, with an error, or as the codec of [csi] recovers it"
+    )
+    nmse_db: float = Field(-10.0, ge=-40, le=0, description="error of estimated CSI")
+
+    @property
+    def slots(self) -> PictureSlots:
+        """The slots alone."""
+        return PictureSlots(**{name: getattr(self, name) for name in PictureSlots.model_fields})
+
+
 class ChannelReplay(_Section):
     """How a recorded channel (`channel.kind = "recorded"`) is met by new transmissions."""
 
@@ -181,8 +204,31 @@ class ChannelReplay(_Section):
     )
 
 
+class Loop(_Section):
+    """The closed loop: random access, of the rest of the scenario, then CSI feedback and pictures for who got access.
+
+    The downlink is a scenario of its own: `downlink = {scenario = "semantic-lab", csi = {snr_db = 5}}` takes the
+    shipped one, or that of a file, with other values. Its seed and level are those of the whole, unless given.
+    """
+
+    rounds: int = Field(24, ge=1, le=10_000, description="of access, feedback and pictures, one frame each")
+    downlink: Scenario = Field(description="CSI feedback and picture downlink; csi.n_users of them are served at once")
+
+    @field_validator("downlink")
+    @classmethod
+    def _has_pictures(cls, downlink: Scenario) -> Scenario:
+        if downlink.kind != "semantic-downlink":
+            raise ValueError(
+                f"scenario {downlink.name!r} is one of kind {downlink.kind}; choose semantic-lab, or one with the "
+                "sections [csi] and [pictures]"
+            )
+        return downlink
+
+
 class Scenario(_Section):
-    """One experiment: of random access, or of CSI feedback where there is a section for it."""
+    """One experiment: of random access, or of CSI feedback, the picture downlink or all of it in a loop, where there is
+    a section for it.
+    """
 
     name: str = Field(min_length=1, description="for people and folders")
     description: str = ""
@@ -201,6 +247,8 @@ class Scenario(_Section):
     sync: Sync = Sync()
     detector: DetectorSection = DetectorSection()
     csi: Csi | None = Field(None, description="CSI feedback instead of random access")
+    pictures: Pictures | None = Field(None, description="picture downlink over the channels of [csi]")
+    loop: Loop | None = Field(None, description="closed loop, of which the rest is random access")
     terminals: tuple[Terminal, ...] = Field(
         (), description="radios of the users; none where the base station's radio emulates them"
     )
@@ -214,6 +262,10 @@ class Scenario(_Section):
         given = data.get("impairments", {})
         if level not in ("perfect", "cabled", "wireless") or not isinstance(given, dict):
             return data
+        loop = data.get("loop")
+        if isinstance(loop, dict) and isinstance(loop.get("downlink"), str | dict):
+            common = {"seed": data.get("seed", 1), "level": level}
+            data = {**data, "loop": {**loop, "downlink": _expanded(loop["downlink"], common)}}
         return {**data, "impairments": {**Impairments.preset(level).model_dump(), **given}}
 
     @field_validator("users")
@@ -255,7 +307,29 @@ class Scenario(_Section):
             self._check_terminals()
         if self.csi is not None:
             self._check_csi()
+        if self.pictures is not None:
+            if self.csi is None:
+                raise ValueError("pictures without csi: their channels are described there; add the section [csi]")
+            try:
+                self.picture_frame  # noqa: B018
+            except ValueError as error:
+                raise ValueError(f"pictures: {error}") from error
+        if self.loop is not None:
+            self._check_loop(self.loop)
         return self
+
+    def _check_loop(self, loop: Loop) -> None:
+        if self.csi is not None or self.pictures is not None:
+            raise ValueError("loop with csi or pictures: they are those of loop.downlink; leave them out")
+        if self.terminals or self.channel.kind == "recorded":
+            raise ValueError("loop: its users and channels are emulated; leave terminals and recorded channels out")
+        for name in ("kind", "address", "n_antennas", "frequency_hz"):
+            here, there = getattr(self.radio, name), getattr(loop.downlink.radio, name)
+            if here != there:
+                raise ValueError(
+                    f"radio.{name}={here!r}, but loop.downlink.radio.{name}={there!r}: it is one base station; make "
+                    "them equal"
+                )
 
     def _check_csi(self) -> None:
         try:
@@ -298,6 +372,10 @@ class Scenario(_Section):
     @property
     def kind(self) -> str:
         """The link that the experiment is of."""
+        if self.loop is not None:
+            return "closed-loop"
+        if self.pictures is not None:
+            return "semantic-downlink"
         return "random-access" if self.csi is None else "csi-feedback"
 
     @property
@@ -310,6 +388,34 @@ class Scenario(_Section):
         if self.csi is None:
             raise ValueError(f"scenario {self.name!r} has no section [csi]")
         return CsiFrame(self.frame, self.csi.slots, self.radio.n_antennas)
+
+    @property
+    def picture_frame(self) -> PictureFrame:
+        """The frame of the picture downlink.
+
+        Raises:
+            ValueError: the scenario is none of it, or its slots do not fit.
+        """
+        if self.csi is None or self.pictures is None:
+            raise ValueError(f"scenario {self.name!r} has no sections [csi] and [pictures]")
+        slots, users = self.pictures.slots, self.csi.n_users
+        return PictureFrame(self.frame, slots, self.radio.n_antennas, users, self.csi.n_subcarriers)
+
+    @property
+    def picture_noise_power(self) -> float:
+        """Noise power per complex sample at a user, in units of the picture downlink's transmit power per cell.
+
+        Raises:
+            ValueError: the scenario is none of it.
+        """
+        if self.pictures is None:
+            raise ValueError(f"scenario {self.name!r} has no section [pictures]")
+        return 10 ** (-self.pictures.snr_db / 10)
+
+    @property
+    def picture_beacon_amplitude(self) -> float:
+        """Root mean square of its beacon, on the same scale, for `link.beacon_snr_db` at the users."""
+        return math.sqrt(self.picture_noise_power * 10 ** (self.link.beacon_snr_db / 10))
 
     @property
     def n_users(self) -> int:
@@ -380,17 +486,22 @@ def load_scenario(source: str | Path, overrides: tuple[str, ...] | list[str] = (
         ScenarioError: the file is missing or no TOML, or a field is wrong; names the field's path, what was
             given, and what is allowed.
     """
+    data = _read(source)
+    for text in overrides:
+        _override(data, text)
+    return parse_scenario(data, str(shipped_scenarios().get(str(source), source)))
+
+
+def _read(source: str | Path) -> dict[str, Any]:
+    """Plain values of a shipped scenario or of a file."""
     shipped = shipped_scenarios()
     path = shipped.get(str(source), Path(source))
     if not path.is_file():
         raise ScenarioError(f"scenario {str(source)!r} is neither a file nor a shipped scenario ({', '.join(shipped)})")
     try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ScenarioError(f"{path}: not a TOML file: {error}") from error
-    for text in overrides:
-        _override(data, text)
-    return parse_scenario(data, str(path))
 
 
 def parse_scenario(data: dict[str, Any], origin: str) -> Scenario:
@@ -405,6 +516,27 @@ def parse_scenario(data: dict[str, Any], origin: str) -> Scenario:
 def scenario_dict(scenario: Scenario) -> dict[str, Any]:
     """Plain values that `parse_scenario` takes back."""
     return json.loads(scenario.model_dump_json())
+
+
+def _expanded(given: str | dict[str, Any], common: dict[str, Any]) -> dict[str, Any]:
+    """A scenario within one: the plain values of the named scenario, with common ones and those given in their place.
+
+    Raises:
+        ScenarioError: there is no such scenario, or its file is none.
+    """
+    if isinstance(given, dict) and not isinstance(given.get("scenario"), str):
+        return given
+    own = {} if isinstance(given, str) else {key: value for key, value in given.items() if key != "scenario"}
+    return _merged({**_read(given if isinstance(given, str) else given["scenario"]), **common}, own)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Tables joined, table by table; values above replace those below."""
+    both = dict(below)
+    for key, value in above.items():
+        under = both.get(key)
+        both[key] = _merged(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+    return both
 
 
 def _override(data: dict[str, Any], text: str) -> None:
@@ -439,6 +571,10 @@ def _explain(detail: Any) -> str:
         return f"{path}: {allowed}" if path else allowed
     text = repr(given) if not isinstance(given, dict) else "a table"
     return f"{path}: given {text}, allowed: {allowed}"
+
+
+Loop.model_rebuild()
+Scenario.model_rebuild()
 
 
 def _fields_at(location: tuple[Any, ...]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Digital picture downlinks to compare with: HEVC intra pictures, LDPC codes, QAM, regularised zero forcing.
+"""Digital picture downlinks to compare with: HEVC intra pictures and LDPC codes, sent by QAM behind regularised zero
+forcing, or by an autoencoder that is trained end to end.
 
 What HEVC's container repeats in every file (parameter sets, boxes) is not counted as sent, which favours these schemes;
 a check sum of 16 bits is. Where no quality fits, the picture is sent at half its size, or at a quarter.
@@ -9,12 +10,15 @@ from __future__ import annotations
 import binascii
 import io
 import struct
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Resampling
+from PIL.Image import fromarray as _image
 
 from ..blocks.channel_coding import CodedModulation
 from ..errors import SetupError
@@ -24,6 +28,10 @@ if TYPE_CHECKING:
 
 BEST = "hevc-best"
 FIXED = "hevc-16qam-1/2"
+E2E = "hevc-e2e"
+
+AUTOENCODER = "lab-e2e"
+"""Weights of the autoencoder that carries bits in place of QAM and precoding matrix."""
 
 MODES = ((2, 1 / 3), (2, 1 / 2), (2, 3 / 4), (4, 1 / 2), (4, 3 / 4), (6, 1 / 2), (6, 3 / 4))
 """Bits per symbol and code rates that the best is chosen among; none of them twice the rate of the next."""
@@ -55,25 +63,39 @@ class HevcCoder:
 
     def encode(self, picture: NDArray[np.uint8], n_symbols: int) -> NDArray[np.complex64]:
         """See `models.semantic.digital.PictureCoder`."""
-        modulation = self._modulation(n_symbols)
-        room = (modulation.n_info - CHECK_BITS - _LENGTH_BITS) // 8
-        payload, shown = fitting(picture, room)
-        content = struct.pack(">H", len(payload)) + payload
-        sealed = content + struct.pack(">H", binascii.crc_hqx(content, 0xFFFF))
-        # Headers are no part of what is sent: a receiver knows them, here by the content that arrived.
-        self._shown[sealed] = shown
-        bits = np.zeros(modulation.n_info, np.uint8)
-        bits[: 8 * len(sealed)] = np.unpackbits(np.frombuffer(sealed, np.uint8))
-        # Filled up with noise rather than with zeros, which no scrambler would send.
-        fill = np.random.default_rng(len(sealed)).integers(0, 2, modulation.n_info, dtype=np.uint8)
-        bits[8 * len(sealed) :] = fill[8 * len(sealed) :]
-        return modulation.encode(bits[None])[0]
+        return self._modulation(n_symbols).encode(self._message(picture, n_symbols))[0]
+
+    def to_bits(self, picture: NDArray[np.uint8], n_symbols: int) -> NDArray[np.uint8]:
+        """See `models.semantic.autoencoder.BitCoder`."""
+        return self._modulation(n_symbols).encode_bits(self._message(picture, n_symbols))[0]
 
     def decode(
         self, received: NDArray[np.complex64], noise_power: NDArray[np.float64], size: tuple[int, int]
     ) -> NDArray[np.uint8] | None:
         """See `models.semantic.digital.PictureCoder`."""
-        bits = self._modulation(len(received)).decode(received[None], noise_power[None])[0]
+        return self._picture(self._modulation(len(received)).decode(received[None], noise_power[None])[0])
+
+    def from_ratios(self, llr: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8] | None:
+        """See `models.semantic.autoencoder.BitCoder`."""
+        return self._picture(self._modulation(len(llr) // self.bits_per_symbol).decode_bits(llr[None])[0])
+
+    def _message(self, picture: NDArray[np.uint8], n_symbols: int) -> NDArray[np.uint8]:
+        """A picture as information bits; uint8, (1, bit)."""
+        n_info = self._modulation(n_symbols).n_info
+        payload, shown = fitting(picture, (n_info - CHECK_BITS - _LENGTH_BITS) // 8)
+        content = struct.pack(">H", len(payload)) + payload
+        sealed = content + struct.pack(">H", binascii.crc_hqx(content, 0xFFFF))
+        # Headers are no part of what is sent: a receiver knows them, here by the content that arrived.
+        self._shown[sealed] = shown
+        bits = np.zeros(n_info, np.uint8)
+        bits[: 8 * len(sealed)] = np.unpackbits(np.frombuffer(sealed, np.uint8))
+        # Filled up with noise rather than with zeros, which no scrambler would send.
+        fill = np.random.default_rng(len(sealed)).integers(0, 2, n_info, dtype=np.uint8)
+        bits[8 * len(sealed) :] = fill[8 * len(sealed) :]
+        return bits[None]
+
+    def _picture(self, bits: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+        """The picture of information bits; None where they are wrong."""
         data = np.packbits(bits).tobytes()
         end = 2 + int.from_bytes(data[:2], "big")
         sealed = data[: end + 2]
@@ -86,14 +108,16 @@ class HevcCoder:
 
 
 class BestOfGrid:
-    """Contender that takes, for each condition, the mode of best MS-SSIM on validation pictures and channels."""
+    """Contender that takes, for each condition, the mode of best MS-SSIM on validation pictures and channels.
 
-    name = BEST
+    Args:
+        name: For people.
+        modes: One contender for each mode.
+    """
 
-    def __init__(self) -> None:
-        from ..models.semantic.digital import DigitalContender
-
-        self._modes = [DigitalContender(f"{bits} bit, {rate:.2f}", HevcCoder(bits, rate)) for bits, rate in MODES]
+    def __init__(self, name: str, modes: Sequence[Contender]) -> None:
+        self.name = name
+        self._modes = list(modes)
         self._chosen: dict[Any, int] = {}
         self._now = self._modes[0]
 
@@ -110,20 +134,65 @@ class BestOfGrid:
             self._chosen[key] = int(np.argmax([row.quality["ms_ssim"].value for row in rows]))
         self._now = self._modes[self._chosen[key]]
 
+    @property
+    def mode(self) -> str:
+        """Name of the mode that was chosen last."""
+        return self._now.name
+
     def deliver(self, pictures: Any, channels: Any, snr_db: float, generator: Any) -> Any:
         """See `models.semantic.evaluate.Contender`."""
         return self._now.deliver(pictures, channels, snr_db, generator)
 
 
-def digital_contenders() -> list[Contender]:
-    """The best of a grid of rates for every condition, and the fixed rate, whose cliff shows.
+def best_of_qam() -> BestOfGrid:
+    """Best of a grid of QAM and code rates, behind regularised zero forcing.
 
     Raises:
         SetupError: pillow-heif or GNU Radio is not installed.
     """
     from ..models.semantic.digital import DigitalContender
 
-    return [BestOfGrid(), DigitalContender(FIXED, HevcCoder(*FIXED_MODE))]
+    return BestOfGrid(BEST, [DigitalContender(_title(*mode), HevcCoder(*mode)) for mode in MODES])
+
+
+def best_of_autoencoder(name: str = AUTOENCODER) -> BestOfGrid:
+    """Best of the same grid, sent by an autoencoder instead of QAM and precoding matrix.
+
+    Args:
+        name: of shipped weights, or a folder.
+
+    Raises:
+        ScenarioError: there are no such weights.
+        ModelError: they are damaged.
+        SetupError: pillow-heif or GNU Radio is not installed.
+    """
+    from ..models.semantic.autoencoder import AutoencoderContender
+    from ..models.semantic.autoencoder_train import load
+
+    network = load(name)[1]
+    return BestOfGrid(E2E, [AutoencoderContender(_title(*mode), HevcCoder(*mode), network) for mode in MODES])
+
+
+def fixed_rate() -> Contender:
+    """One rate at every SNR, whose cliff shows.
+
+    Raises:
+        SetupError: pillow-heif or GNU Radio is not installed.
+    """
+    from ..models.semantic.digital import DigitalContender
+
+    return DigitalContender(FIXED, HevcCoder(*FIXED_MODE))
+
+
+def digital_contenders() -> list[Contender]:
+    """The best of a grid of rates for every condition, the fixed rate, and the same bits by an autoencoder.
+
+    Raises:
+        SetupError: pillow-heif or GNU Radio is not installed.
+    """
+    from ..models.semantic.autoencoder_train import shipped
+
+    return [best_of_qam(), fixed_rate(), *([best_of_autoencoder()] if AUTOENCODER in shipped() else [])]
 
 
 def fitting(picture: NDArray[np.uint8], room: int) -> tuple[bytes, NDArray[np.uint8]]:
@@ -136,51 +205,78 @@ def fitting(picture: NDArray[np.uint8], room: int) -> tuple[bytes, NDArray[np.ui
     Returns:
         Payload, empty where nothing fits, and the picture as decoded, grey in that case.
     """
-    found = _ladder(picture.tobytes(), picture.shape)
-    for payload, shown in found:
-        if len(payload) <= room:
-            return payload, shown
-    return b"", np.full(picture.shape, 128, np.uint8)
+    return _versions(picture.tobytes(), picture.shape).fitting(room)
 
 
 def hevc(picture: NDArray[np.uint8], quality: int) -> tuple[bytes, NDArray[np.uint8]]:
     """One intra picture by HEVC: its payload without the container, and the picture as decoded."""
-    heif = _heif()
+    file = _file(picture, quality)
+    return _payload(file), _decoded(file)
+
+
+class _Versions:
+    """A picture at all qualities, whole and shrunk, made as they are asked for."""
+
+    def __init__(self, picture: NDArray[np.uint8]) -> None:
+        self._picture = picture
+        self._files: dict[tuple[int, int], bytes] = {}
+        self._shown: dict[tuple[int, int], NDArray[np.uint8]] = {}
+
+    def fitting(self, room: int) -> tuple[bytes, NDArray[np.uint8]]:
+        for shrink in _SHRINKS:
+            # Payloads grow with quality.
+            quality = bisect_right(_QUALITIES, room, key=lambda q, s=shrink: len(_payload(self._file(s, q))))  # type: ignore[misc]
+            if quality:
+                at = (shrink, _QUALITIES[quality - 1])
+                return _payload(self._file(*at)), self._as_shown(*at)
+        return b"", np.full(self._picture.shape, 128, np.uint8)
+
+    def _file(self, shrink: int, quality: int) -> bytes:
+        if (shrink, quality) not in self._files:
+            size = (self._picture.shape[1] // shrink, self._picture.shape[0] // shrink)
+            small = np.asarray(_image(self._picture).resize(size, Resampling.LANCZOS))
+            self._files[shrink, quality] = _file(small, quality)
+        return self._files[shrink, quality]
+
+    def _as_shown(self, shrink: int, quality: int) -> NDArray[np.uint8]:
+        if (shrink, quality) not in self._shown:
+            shown = _decoded(self._file(shrink, quality))
+            if shrink > 1:
+                size = (self._picture.shape[1], self._picture.shape[0])
+                shown = np.asarray(_image(shown).resize(size, Resampling.BICUBIC))
+            self._shown[shrink, quality] = shown
+        return self._shown[shrink, quality]
+
+
+@lru_cache(maxsize=1024)
+def _versions(pixels: bytes, shape: tuple[int, int, int]) -> _Versions:
+    return _Versions(np.frombuffer(pixels, np.uint8).reshape(shape))
+
+
+def _file(picture: NDArray[np.uint8], quality: int) -> bytes:
     rows, columns = picture.shape[:2]
-    file = heif.from_bytes("RGB", (columns, rows), np.ascontiguousarray(picture).tobytes())
+    file = _heif().from_bytes("RGB", (columns, rows), np.ascontiguousarray(picture).tobytes())
     target = io.BytesIO()
     file.save(target, quality=quality, save_nclx_profile=False)
-    data = target.getvalue()
-    decoded = np.asarray(heif.open_heif(data, convert_hdr_to_8bit=True).to_pillow().convert("RGB"))
+    return target.getvalue()
+
+
+def _payload(file: bytes) -> bytes:
     # Four bytes before it are the container's: how long the one NAL unit is.
-    return b"".join(content[4:] for kind, content in _boxes(data) if kind == b"mdat"), decoded
+    return b"".join(content[4:] for kind, content in _boxes(file) if kind == b"mdat")
 
 
-@lru_cache(maxsize=4096)
-def _ladder(pixels: bytes, shape: tuple[int, int, int]) -> list[tuple[bytes, NDArray[np.uint8]]]:
-    """Payloads of a picture from the best quality to the worst, whole before shrunk."""
-    from PIL import Image
-
-    picture = np.frombuffer(pixels, np.uint8).reshape(shape)
-    found: list[tuple[bytes, NDArray[np.uint8]]] = []
-    for shrink in _SHRINKS:
-        size = (shape[1] // shrink, shape[0] // shrink)
-        small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
-        steps = {}
-        for quality in _QUALITIES:
-            payload, shown = hevc(small, quality)
-            steps[len(payload)] = (payload, shown)
-        for length in sorted(steps, reverse=True):
-            payload, shown = steps[length]
-            if shrink > 1:
-                shown = np.asarray(Image.fromarray(shown).resize((shape[1], shape[0]), Image.Resampling.BICUBIC))
-            found.append((payload, shown))
-    return found
+def _decoded(file: bytes) -> NDArray[np.uint8]:
+    return np.asarray(_heif().open_heif(file, convert_hdr_to_8bit=True).to_pillow().convert("RGB"))
 
 
 @lru_cache(maxsize=64)
 def _modulation(n_symbols: int, bits_per_symbol: int, rate: float) -> CodedModulation:
     return CodedModulation(n_symbols, bits_per_symbol, rate)
+
+
+def _title(bits_per_symbol: int, rate: float) -> str:
+    return f"{bits_per_symbol} bit, {rate:.2f}"
 
 
 def _heif() -> Any:

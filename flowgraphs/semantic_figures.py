@@ -23,6 +23,9 @@ FIGURE_NAME = "quality.png"
 SHEET_NAME = "contact-sheet.png"
 SHEET_SNR_DB = (0.0, 5.0, 10.0)
 
+FAILED = "failed"
+"""Share of pictures that were not decoded, in rows beside the qualities."""
+
 TITLES = {"lpips": "LPIPS (SqueezeNet 1.1, v0.1), less is better", "ms_ssim": "MS-SSIM", "psnr_db": "PSNR in dB"}
 
 _AXES = {
@@ -31,6 +34,7 @@ _AXES = {
     "csi": ("estimate_nmse_db", "NMSE of estimated CSI in dB"),
     "users": ("n_users", "users served at once"),
 }
+_LIMITS = {"lpips": (0.0, None), "ms_ssim": (0.0, 1.0), FAILED: (-0.02, 1.03)}
 _STYLE: dict[Any, Any] = {
     "font.size": 9.5,
     "axes.edgecolor": SOFT,
@@ -77,9 +81,13 @@ def shown(rows: Rows) -> list[str]:
 
 
 def quality_figure(sweeps: Mapping[str, Rows]) -> Figure:
-    """Qualities with 95 % intervals over what each sweep varies: one row per quality, one column per sweep."""
+    """Qualities with 95 % intervals over what each sweep varies: one row per quality, one column per sweep.
+
+    Where digital pictures were lost, one row more tells how many.
+    """
     there = {name: rows for name, rows in sweeps.items() if rows}
-    qualities = shown([row for rows in there.values() for row in rows])
+    everything = [row for rows in there.values() for row in rows]
+    qualities = shown(everything) + [FAILED] * any(row[FAILED] > 0 for row in everything)
     names = list(dict.fromkeys(row["contender"] for rows in there.values() for row in rows))
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(3.4 * len(there) + 2.6, 3.0 * len(qualities) + 0.4), dpi=130, layout="constrained")
@@ -89,7 +97,10 @@ def quality_figure(sweeps: Mapping[str, Rows]) -> Figure:
         for line, quality in zip(panels, qualities, strict=True):
             for axes, (sweep, rows) in zip(line, there.items(), strict=True):
                 _draw(axes, sweep, quality, rows, names, handles)
-            line[0].set_ylabel(TITLES[quality].replace(", ", ",\n"))
+            low, high = _LIMITS.get(quality, (None, None))
+            bottom, top = line[0].get_ylim()
+            line[0].set_ylim(bottom if low is None else max(low, bottom), top if high is None else min(high, top))
+            line[0].set_ylabel(TITLES.get(quality, "share not decoded").replace(", less", ",\nless"))
         figure.legend(list(handles.values()), list(handles), loc="outside right upper")
         return figure
 
@@ -141,11 +152,12 @@ def _draw(axes: Axes, sweep: str, quality: str, rows: Rows, names: Sequence[str]
         if not mine:
             continue
         x = [float(row["condition"][field]) for row in mine]
-        value, low, high = np.array([row[quality] for row in mine]).T
+        # A share that was not decoded comes without an interval.
+        value, low, high = np.array([np.broadcast_to(row[quality], 3) for row in mine]).T
         handles[name] = axes.errorbar(
             x,
             value,
-            yerr=[np.maximum(value - low, 0), np.maximum(high - value, 0)],
+            yerr=None if quality == FAILED else np.maximum([value - low, high - value], 0),
             color=SERIES[k % len(SERIES)],
             marker=MARKERS[k % len(MARKERS)],
             linestyle=DASHES[k // len(SERIES) % len(DASHES)],

@@ -11,6 +11,7 @@ pytest.importorskip("torch")
 
 from PIL import Image
 from semair.cli import app
+from semair.errors import ScenarioError
 from semair.models.semantic.images import draw
 from typer.testing import CliRunner
 
@@ -34,6 +35,29 @@ every = 2
 drops = 2
 test_drops = 2
 test_snr_db = [0, 10]
+"""
+
+BITS = """
+name = "tiny-bits"
+task = "bits"
+symbols = 1
+[network]
+kind = "autoencoder"
+precoder_width = 4
+pair_width = 4
+demapper_width = 8
+[downlink]
+channel = "lab"
+fed_back = 0.0
+[optimiser]
+steps = 2
+batch = 2
+[validation]
+every = 2
+drops = 2
+snr_db = [5]
+test_drops = 2
+test_snr_db = [10]
 """
 
 
@@ -90,7 +114,21 @@ def test_a_trained_network_can_be_evaluated_on_pictures_of_a_folder(model, tmp_p
 def test_shipped_configurations_are_listed():
     done = run("train", "semantic", "--list", "--json")
     assert done.exit_code == 0, done.output
-    assert "SCSAP" in json.loads(done.stdout)["lab"]
+    found = json.loads(done.stdout)
+    assert "SCSAP" in found["lab"]
+    assert "utoencoder" in found["lab-e2e"]
+
+
+def test_an_autoencoder_for_bits_is_trained_without_pictures(tmp_path):
+    (tmp_path / "bits.toml").write_text(BITS)
+    words = ("train", "semantic", "--config", tmp_path / "bits.toml", "--folder", tmp_path / "model")
+    done = run(*words)
+    assert done.exit_code == 0, done.output
+    assert "information in bits per symbol" in done.stdout
+    assert "autoencoder, 2 bits" in done.stdout
+    done = run(*words, "--pictures", tmp_path)
+    assert isinstance(done.exception, ScenarioError)
+    assert "leave out --start and --pictures" in str(done.exception)
 
 
 @pytest.mark.parametrize(
@@ -103,8 +141,6 @@ def test_shipped_configurations_are_listed():
     ],
 )
 def test_what_is_wrong_is_named(words, said, tmp_path, monkeypatch):
-    from semair.errors import ScenarioError
-
     monkeypatch.chdir(tmp_path)
     done = run(*words)
     assert done.exit_code != 0

@@ -73,15 +73,14 @@ class CsiFrame:
                 f"prefix of cp_samples={fmt.cp_samples} lets {fmt.cp_samples * 1.25:g} in; sound on a denser comb, or "
                 "shorten the prefix"
             )
-        tap_samples = fmt.n_fft / slots.n_subcarriers
-        if slots.n_taps * tap_samples > unfolded:
+        if slots.n_taps * slots.comb > slots.n_subcarriers:
             raise ValueError(
                 f"comb={slots.comb} tells delays within {unfolded:g} samples apart, but n_taps={slots.n_taps} span "
-                f"{slots.n_taps * tap_samples:g}; sound on a denser comb"
+                f"{slots.n_taps * fmt.n_fft / slots.n_subcarriers:g}; sound on a denser comb"
             )
         if fmt.frame_samples < self.used_samples:
             raise ValueError(
-                f"frame_samples={fmt.frame_samples} is shorter than its slots, which need {self.used_samples}; "
+                f"frame.frame_samples={fmt.frame_samples} is shorter than its slots, which need {self.used_samples}; "
                 "lengthen the frame, or shorten sounding, turn-around or feedback"
             )
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 from scipy import signal
 
-from ...blocks.playback import Playback, PlayOptions
+from ...blocks.playback import Playback, PlayOptions, silence
 from ...blocks.runtime import gr, pmt
 from ...blocks.sigmf_source import SigmfSource
 from ...blocks.waveforms.resampling import ATTENUATION_DB, PASSBAND, Resampler
@@ -59,8 +57,7 @@ def bit_equal(n_samples: int, n_repeats: int, seed: int, tell: OnShare) -> Itera
     """
     rng = np.random.default_rng(seed)
     # That it stops at gaps is what is measured here, and no news.
-    log = logging.getLogger(SigmfSource.__module__)
-    with tempfile.TemporaryDirectory() as folder, _quiet(log):
+    with tempfile.TemporaryDirectory() as folder, silence():
         recording = _recording(Path(folder), n_samples, rng)
         ways: list[dict[str, Any]] = [
             {"gaps": gaps, "rate_hz": rate_hz} for gaps in POLICIES for rate_hz in (None, 1.28e6)
@@ -77,16 +74,6 @@ def bit_equal(n_samples: int, n_repeats: int, seed: int, tell: OnShare) -> Itera
                 tell((k + 1) / len(ways))
     settings = {"samples": n_samples, "channels": 2, "ways": ways, "plays": plays, "seed": seed}
     yield Entry("signal-replay/bit-equal", equal / plays, None, "1", 1.0, settings)
-
-
-@contextmanager
-def _quiet(log: logging.Logger) -> Iterator[None]:
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def _recording(folder: Path, n_samples: int, rng: np.random.Generator) -> Recording:

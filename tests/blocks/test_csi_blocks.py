@@ -60,7 +60,7 @@ class FirstTaps:
         return (word / np.sqrt(np.mean(np.abs(word) ** 2))).astype(np.complex64)
 
     def decode(
-        self, received: np.ndarray, snr_db: np.ndarray | float, announced_db: float | None = None
+        self, received: np.ndarray, snr_db: np.ndarray | float, announced_db: float
     ) -> tuple[np.ndarray, np.ndarray]:
         csi = np.zeros((len(received), 8 * N_ANTENNAS), np.complex64)
         csi[:, 8 : 8 + received.shape[1]] = received
@@ -358,7 +358,7 @@ def test_decoder_leaves_out_users_that_were_not_received(run_graph, make_tag, rn
     for k, (fields, values) in enumerate(tb.out.items):
         words = values[: N_USERS * LENGTH].reshape(N_USERS, LENGTH)
         csi = values[N_USERS * LENGTH :].reshape(N_USERS, 8, N_ANTENNAS)
-        np.testing.assert_array_equal(csi, FirstTaps().decode(words, 0.0)[0])
+        np.testing.assert_array_equal(csi, FirstTaps().decode(words, 0.0, 0.0)[0])
         for user in fields["users"]:
             np.testing.assert_array_equal(words[user], vectors[k].reshape(N_USERS, LENGTH)[user])
         assert np.isfinite(values).all()

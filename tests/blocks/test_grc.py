@@ -227,6 +227,10 @@ def test_a_block_dropped_into_a_flowgraph_shows_no_error(path: Path, flow_graph:
         ("semair_sounding_receiver", {"user": "2"}),
         ("semair_feedback_receiver", {"full_scale": "0"}),
         ("semair_csi_decoder", {"snr_db": "(5, 0)"}),
+        ("semair_picture_transmitter", {"size": "(32, 64)"}),
+        ("semair_picture_transmitter", {"tail_samples": "-1"}),
+        ("semair_picture_receiver", {"user": "2"}),
+        ("semair_picture_decoder", {"size": "(0, 0)"}),
     ],
 )
 def test_wrong_values_are_shown_in_the_editor(key: str, wrong: dict[str, str], flow_graph: Any) -> None:

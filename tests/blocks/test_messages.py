@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 pmt = pytest.importorskip("pmt", reason="GNU Radio is not installed")
 
-from semair.blocks.messages import c32array, c32vector, fields_of, pack, unpack  # noqa: E402
+from semair.blocks.messages import c32array, c32vector, fields_of, pack, u8array, u8vector, unpack  # noqa: E402
 
 INT32 = st.integers(-(2**31), 2**31 - 1)
 PLAIN = st.one_of(
@@ -38,6 +38,21 @@ def test_vector_is_the_same_as_gnu_radios_own():
     values = np.array([1 + 2j, -3.5, 0.25j], np.complex64)
     assert pmt.equal(c32vector(values), pmt.init_c32vector(3, values.tolist()))
     np.testing.assert_array_equal(c32array(pmt.init_c32vector(3, values.tolist())), values)
+
+
+@given(st.binary(max_size=400))
+def test_bytes_come_back_as_bytes(data):
+    values = np.frombuffer(data, np.uint8)
+    fields, returned = unpack(pack({"rows": 3}, values))
+    assert fields == {"rows": 3}
+    assert returned.dtype == np.uint8
+    assert returned.tobytes() == data
+    assert pmt.equal(u8vector(values), pmt.init_u8vector(len(data), list(data)))
+
+
+def test_a_vector_of_another_kind_is_refused():
+    with pytest.raises(ValueError, match="vector of bytes"):
+        u8array(c32vector(np.ones(2, np.complex64)))
 
 
 def test_wide_and_strided_arrays_are_packed_by_value():

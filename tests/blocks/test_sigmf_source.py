@@ -12,6 +12,7 @@ pytest.importorskip("gnuradio", reason="GNU Radio is not installed")
 
 import pmt
 from gnuradio import blocks, gr
+from semair.blocks.playback import silence
 from semair.blocks.runtime import time_ticks, time_value
 from semair.blocks.sigmf_sink import SigmfSink
 from semair.blocks.sigmf_source import Pace, SigmfSource
@@ -211,6 +212,15 @@ def test_by_default_it_stops_before_the_first_gap_and_says_so(run_graph, tmp_pat
     tags = [(tag.offset, pmt.symbol_to_string(tag.key)) for tag in sink.tags()]
     assert sorted(tags) == [(0, "rx_freq"), (0, "rx_rate"), (0, "rx_time"), (400, "rx_end")]
     assert "rec: samples are missing before sample 400: from there on 600 samples are not played" in caplog.text
+
+
+def test_it_is_silent_about_gaps_only_while_asked_to_be(tmp_path, caplog):
+    recording = write(tmp_path, signal(1, 1000), [(400, 15)])
+    with silence():
+        SigmfSource(recording, 50)
+    assert not caplog.text
+    SigmfSource(recording, 50)
+    assert "samples are missing" in caplog.text
 
 
 @pytest.mark.parametrize(

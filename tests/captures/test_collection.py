@@ -8,7 +8,9 @@ import json
 import numpy as np
 import pytest
 import sigmf
+from semair.captures.archive import archive
 from semair.captures.collection import open_collection, write_collection
+from semair.captures.importing import import_file
 from semair.captures.verify import verify
 from semair.errors import RecordingError
 
@@ -132,3 +134,58 @@ def test_a_folder_must_hold_exactly_one_collection(run):
         open_collection(run)
     with pytest.raises(RecordingError, match="is missing"):
         open_collection(run / "third")
+
+
+@pytest.fixture
+def stages(tmp_path, grid_samples, record):
+    """A folder whose collection ties recordings of two folders below together."""
+    folder = tmp_path / "loop"
+    for n, stage in enumerate(("access", "pictures")):
+        (folder / stage).mkdir(parents=True)
+        record(grid_samples(2, 20 + n), f"{stage}-rx")
+        for end in ("meta", "data"):
+            (tmp_path / f"{stage}-rx.sigmf-{end}").rename(folder / stage / f"bs-rx.sigmf-{end}")
+        (folder / stage / "truth.npy").write_bytes(stage.encode())
+    (folder / "run.json").write_text("{}")
+    roles = {f"{stage}-bs-rx": f"{stage}/bs-rx" for stage in ("access", "pictures")}
+    write_collection(folder, "loop", roles, files=["run.json", "access/truth.npy"])
+    return folder
+
+
+def test_recordings_one_folder_below_belong_to_it(stages):
+    collection = open_collection(stages)
+    assert list(collection.recordings) == ["access-bs-rx", "pictures-bs-rx"]
+    assert [recording.n_samples for recording in collection.recordings.values()] == [20, 21]
+    assert verify(stages) == verify(stages / "loop") == []
+    library = sigmf.fromfile(stages / "loop.sigmf-collection")
+    library.verify_stream_hashes()
+    assert library.get_stream_names() == ["access/bs-rx", "pictures/bs-rx"]
+
+
+@pytest.mark.parametrize("file", ["access/truth.npy", "access/bs-rx.sigmf-data", "pictures/bs-rx.sigmf-meta"])
+def test_what_was_changed_below_is_named(stages, file):
+    with (stages / file).open("r+b") as changed:
+        changed.seek(2)
+        changed.write(b"!")
+    for path in (stages, stages / "loop"):
+        assert {finding.file for finding in verify(path) if finding.severity == "error"} == {stages / file}
+
+
+def test_recordings_below_go_into_an_archive_and_come_back(stages, tmp_path):
+    made = archive(stages, tmp_path / "whole.sigmf")
+    for source in (made, stages):
+        back = tmp_path / f"from-{source.name}"
+        import_file(source, back)
+        assert verify(back) == []
+        for below in ("access/bs-rx.sigmf-data", "pictures/bs-rx.sigmf-meta", "access/truth.npy"):
+            assert (back / below).read_bytes() == (stages / below).read_bytes()
+
+
+@pytest.mark.parametrize("base", ["../bs-rx", "a/b/bs-rx", "/bs-rx", "access/../bs-rx", "access/"])
+def test_recordings_elsewhere_do_not(stages, base):
+    with pytest.raises(RecordingError, match="must"):
+        write_collection(stages, "other", {"bs-rx": base})
+    text = (stages / "loop.sigmf-collection").read_text().replace("access/bs-rx", base)
+    (stages / "loop.sigmf-collection").write_text(text)
+    with pytest.raises(RecordingError, match="must"):
+        open_collection(stages)

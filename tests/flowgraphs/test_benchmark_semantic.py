@@ -36,10 +36,12 @@ def weights(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_measurements_yield_the_entries_they_promise(weights):
-    promised = [name for name in entry_names("semantic", quick=True) if "hevc" not in name]
+    promised = [name for name in entry_names("semantic", quick=True) if "hevc" not in name and "radio" not in name]
     assert "lab/over-adjscc/perfect/10dB/ms-ssim" in promised
     assert "lab/over-swin-rzf+wmmse/perfect/0dB/ms-ssim" in promised
     assert not any("no-data" in name or "lpips" in name for name in promised)
+    everything = entry_names("semantic")
+    assert len(set(everything)) == len(everything)
     peers = (semantic.CODER, semantic.CODER + semantic.WMMSE)
     runs = [
         semantic.over("over-adjscc", (semantic.ADJSCC,), ("perfect",), (0.0, 10.0), 2, 1, lambda share: None),
@@ -56,9 +58,41 @@ def test_measurements_yield_the_entries_they_promise(weights):
             assert settings["pictures"] == "drawn"
 
 
+@pytest.mark.slow
+def test_digital_schemes_are_measured_beside_ours(weights):
+    pytest.importorskip("gnuradio")
+    pytest.importorskip("pillow_heif")
+    promised = [name for name in entry_names("semantic", quick=True) if "hevc" in name]
+    peers = tuple(dict.fromkeys(name.split("/")[1].removeprefix("over-") for name in promised))
+    assert peers[0] == "hevc-best" and peers[-1] == "hevc-fixed"
+    entries = list(semantic.over_digital(("hevc-fixed",), (10.0, 20.0), 2, 1, lambda share: None))
+    assert [entry.name for entry in entries] == [f"lab/over-hevc-fixed/perfect/{snr}dB/ms-ssim" for snr in (10, 20)]
+    # Untrained weights show less than digital pictures that arrive.
+    assert entries[1].settings["peer_failed"] < 1 and entries[1].value < 0
+
+
+def test_what_is_to_be_beaten_has_a_target():
+    assert semantic._target("over-hevc-best", "lpips", 10.0) == "below 0"
+    assert semantic._target("over-hevc-e2e", "lpips", 15.0) == semantic._target("over-hevc-best", "ms_ssim", 0.0) == ""
+    assert semantic._target("over-no-data", "lpips", 0.0) == ""
+    assert semantic._target("over-swin-rzf+wmmse", "ms_ssim", 0.0) == "above 0"
+
+
 def test_without_weights_there_is_nothing_to_measure(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "WEIGHTS", tmp_path)
     assert entry_names("semantic") == []
+
+
+@pytest.mark.slow
+def test_the_radio_chain_costs_next_to_nothing():
+    pytest.importorskip("gnuradio")
+    assert "lab/radio/cabled" in entry_names("semantic", quick=True)
+    (entry,) = semantic.radio_chain("cabled", 3, 1, lambda share: None)
+    assert (entry.name, entry.unit, entry.reference) == ("lab/radio/cabled", "dB", "at most 1")
+    assert entry.settings["missed"] == 0 and entry.settings["decided"] == 6
+    assert abs(entry.value) < 1
+    difference = entry.settings["symbol_psnr_db"][0] - entry.settings["psnr_db"][0]
+    assert entry.value == pytest.approx(difference)
 
 
 def rows(field, points, names=("one", "other"), **more):
@@ -84,6 +118,19 @@ def test_tables_have_a_row_for_each_contender():
         ["contender", "0", "10"],
         ["one", "20.00", "20.00"],
         ["other", "21.00", "21.00"],
+    ]
+
+
+def test_figures_have_a_row_for_each_quality_and_one_for_what_was_lost():
+    made = {"snr": rows("snr_db", (0.0, 10.0)), "users": rows("n_users", (1, 3)), "csi": []}
+    figure = figures.quality_figure(made)
+    assert len(figure.axes) == 2 * 2
+    assert figure.axes[0].get_ylim()[1] <= 1
+    made["snr"][0]["failed"] = 0.5
+    assert [axes.get_ylabel() for axes in figures.quality_figure(made).axes[::2]] == [
+        "MS-SSIM",
+        "PSNR in dB",
+        "share not decoded",
     ]
 
 

@@ -20,15 +20,21 @@ pytest.importorskip("gnuradio.grc", reason="GNU Radio Companion is not installed
 
 from gnuradio import blocks, gr
 from gnuradio.grc.core.platform import Platform
+from PIL import Image
 from semair.blocks.message_collector import MessageCollector
 from semair.blocks.messages import pack
 from semair.captures.reader import Recording
-from semair.errors import ScenarioError, SetupError
+from semair.errors import RecordingError, ScenarioError, SetupError
 from semair.flowgraphs import companion, grc_support
+from semair.flowgraphs.csi_feedback_run import replay_run as replay_csi
 from semair.flowgraphs.csi_feedback_run import run_csi_feedback
+from semair.flowgraphs.report import write_report
+from semair.flowgraphs.run import replay_run as replay_random_access
 from semair.flowgraphs.run import run_random_access
 from semair.flowgraphs.runfolder import RunFolder, unpack_users
 from semair.flowgraphs.scenario import load_scenario
+from semair.flowgraphs.semantic_downlink_run import picture_path
+from semair.flowgraphs.semantic_downlink_run import replay_run as replay_pictures
 
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 FLOWGRAPHS = companion.shipped_flowgraphs()
@@ -73,12 +79,13 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: companion.compile_flowgraph(path, folder) for name, path in FLOWGRAPHS.items()}
 
 
-def test_the_four_flowgraphs_are_shipped() -> None:
+def test_the_flowgraphs_are_shipped() -> None:
     assert set(FLOWGRAPHS) == {
         "csi_feedback_loopback",
         "random_access_loopback",
         "random_access_qt",
         "random_access_replay",
+        "semantic_downlink_loopback",
     }
     assert all(path.is_file() for path in FLOWGRAPHS.values())
 
@@ -245,6 +252,8 @@ def test_compiled_flowgraphs_decide_live_and_replayed_alike(programs: dict[str, 
     replayed = run(programs["random_access_replay"], tmp_path)
     assert replayed.returncode == 0, replayed.stderr
     assert decisions(replayed.stdout) == decided
+    by_command = replay_random_access(tmp_path / "runs" / "companion")
+    assert (by_command.live, by_command.extra) == (0, len(decided))
 
 
 @pytest.mark.slow
@@ -293,6 +302,31 @@ def test_compiled_csi_feedback_recovers_what_the_python_flowgraph_recovers(tmp_p
     folder = RunFolder(tmp_path / "runs" / "companion-csi")
     assert folder.scenario() == load_scenario("csi-lab")
     assert Recording.open(folder.recording).n_channels == 4
+    replayed = replay_csi(folder.path)
+    assert (replayed.live, replayed.extra) == (0, 5)
+    again = replayed.folder.rows(replayed.folder.decisions)
+    for name in ("sample_time", "words", "csi"):
+        np.testing.assert_array_equal(again[name], rows[name])
+    with pytest.raises(RecordingError, match="leaves its recording only; replay"):
+        write_report(folder.path)
+
+
+@pytest.mark.slow
+def test_compiled_picture_downlink_delivers_what_a_replay_decodes(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="torch is not installed")
+    program = companion.compile_flowgraph(FLOWGRAPHS["semantic_downlink_loopback"], tmp_path)
+    done = run(program, tmp_path, "--n-frames", "3")
+    assert done.returncode == 0, done.stderr
+    told = {(int(a), int(b)) for a, b in re.findall(r"^frame +(\d+) +user +(\d+) +SINR", done.stdout, re.MULTILINE)}
+    assert told == {(frame, user) for frame in range(3) for user in range(2)}
+
+    folder = RunFolder(tmp_path / "runs" / "companion-pictures")
+    assert folder.scenario() == load_scenario("semantic-lab")
+    replayed = replay_pictures(folder.path)
+    assert (replayed.live, replayed.extra) == (0, 6)
+    for row in replayed.folder.rows(replayed.folder.decisions):
+        shown = np.array(Image.open(picture_path(folder, int(row["frame"]), int(row["user"]))))
+        np.testing.assert_array_equal(shown, row["picture"])
 
 
 def failing(fields: dict[str, Any], vector: np.ndarray) -> None:

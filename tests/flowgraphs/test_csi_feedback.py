@@ -34,7 +34,8 @@ from semair.flowgraphs.csi_feedback_run import (
     run_csi_feedback,
 )
 from semair.flowgraphs.csi_metrics import ratio_in_db
-from semair.flowgraphs.run import Progress, run_random_access
+from semair.flowgraphs.link_run import Progress
+from semair.flowgraphs.run import run_random_access
 from semair.flowgraphs.runfolder import unpack_users
 from semair.flowgraphs.scenario import Scenario, load_scenario
 from semair.models.cards import Card, NetworkSection, TrainingSection, save_model

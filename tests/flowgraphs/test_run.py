@@ -19,7 +19,8 @@ from semair.captures.reader import Recording
 from semair.captures.recover import recover
 from semair.captures.verify import verify
 from semair.errors import RadioError, RecordingError, ReplayMismatch, ScenarioError, SemairError
-from semair.flowgraphs.run import Progress, compare_decisions, replay_run, run_random_access
+from semair.flowgraphs.link_run import Progress
+from semair.flowgraphs.run import compare_decisions, replay_run, run_random_access
 from semair.flowgraphs.runfolder import DECISION_FIELDS, RunFolder, unpack_users
 from semair.flowgraphs.scenario import Scenario, load_scenario
 

@@ -19,7 +19,11 @@ def test_shipped_scenarios_load_and_hold_what_the_file_says(name):
     data = tomllib.loads(shipped_scenarios()[name].read_text())
     assert scenario.name == data["name"] == name
     assert scenario.radio.n_antennas == data["radio"]["n_antennas"]
-    assert scenario.kind == ("csi-feedback" if "csi" in data else "random-access")
+    sections = {"loop": "closed-loop", "pictures": "semantic-downlink", "csi": "csi-feedback"}
+    assert scenario.kind == next((kind for section, kind in sections.items() if section in data), "random-access")
+    if scenario.pictures is not None:
+        assert scenario.picture_frame.used_samples <= scenario.frame.frame_samples
+        assert scenario.pictures.model == data["pictures"]["model"]
     if scenario.csi is not None:
         assert scenario.csi.feedback_length == data["csi"]["feedback_length"]
         assert scenario.csi_frame.used_samples <= scenario.frame.frame_samples

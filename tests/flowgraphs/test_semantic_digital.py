@@ -8,10 +8,21 @@ import pytest
 pytest.importorskip("gnuradio")
 pytest.importorskip("pillow_heif")
 
-from semair.flowgraphs.semantic_digital import BestOfGrid, HevcCoder, fitting, hevc
+import torch
+from semair.flowgraphs.semantic_digital import (
+    HevcCoder,
+    best_of_qam,
+    digital_contenders,
+    fitting,
+    hevc,
+)
+from semair.models.semantic.autoencoder import Autoencoder, AutoencoderConfig, AutoencoderContender
+from semair.models.semantic.digital import DigitalContender
 from semair.models.semantic.downlink import DownlinkConfig
+from semair.models.semantic.downlink import draw as draw_channels
 from semair.models.semantic.evaluate import Condition, Evaluation
 from semair.models.semantic.images import Collection, draw
+from semair.models.semantic.train import as_batch
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +71,14 @@ def test_a_picture_comes_back_without_noise_and_is_known_to_be_lost_in_it(pictur
 def test_the_mode_is_chosen_by_condition_and_on_validation_pictures_alone(monkeypatch):
     monkeypatch.setattr("semair.flowgraphs.semantic_digital.MODES", ((2, 1 / 3), (6, 3 / 4)))
     monkeypatch.setattr("semair.flowgraphs.semantic_digital._VALIDATION_DROPS", 3)
-    best, pictures = BestOfGrid(), Collection.drawn(10, 64)
+    best, pictures = best_of_qam(), Collection.drawn(10, 64)
     seen = []
     monkeypatch.setattr(Collection, "fixed", _told(Collection.fixed, seen))
     evaluation = Evaluation([best], DownlinkConfig(), pictures, 2)
     chosen = []
     for snr_db in (0.0, 40.0):
         best.prepare(Condition(snr_db=snr_db), evaluation)
-        chosen.append(best._now.name)
+        chosen.append(best.mode)
     assert chosen == ["2 bit, 0.33", "6 bit, 0.75"]
     assert set(seen) == {"valid"}
 
@@ -78,3 +89,22 @@ def _told(fixed, seen):
         return fixed(self, n, split, side)
 
     return tell
+
+
+def test_an_autoencoder_that_was_not_trained_shows_what_qam_shows():
+    channels = draw_channels(DownlinkConfig(), 2, torch.Generator().manual_seed(1), csi="perfect")
+    pictures = as_batch(Collection.drawn(10, 64).fixed(4, "test", 64), 2)
+    coder = HevcCoder(4, 1 / 2)
+    contenders = [
+        DigitalContender("qam", coder),
+        AutoencoderContender("bits", coder, Autoencoder(AutoencoderConfig()).eval()),
+    ]
+    shown = [one.deliver(pictures, channels, 12.0, torch.Generator().manual_seed(2)) for one in contenders]
+    assert not shown[0][1].all()
+    assert np.array_equal(shown[0][1], shown[1][1])
+    assert torch.equal(shown[0][0], shown[1][0])
+
+
+def test_the_grid_of_the_autoencoder_is_that_of_qam():
+    names = [one.name for one in digital_contenders()]
+    assert names == ["hevc-best", "hevc-16qam-1/2", "hevc-e2e"]

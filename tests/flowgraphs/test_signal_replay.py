@@ -16,7 +16,8 @@ from semair.blocks.playback import PlayOptions
 from semair.captures.reader import Recording
 from semair.captures.writer import RecordingWriter
 from semair.errors import RadioError, ScenarioError
-from semair.flowgraphs.run import RunResult, replay_recording, replay_run, run_random_access
+from semair.flowgraphs.link_run import RunResult
+from semair.flowgraphs.run import replay_recording, replay_run, run_random_access
 from semair.flowgraphs.scenario import Scenario, load_scenario
 
 FRAME = 20480
