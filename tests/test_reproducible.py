@@ -1,7 +1,7 @@
-"""Results are the same bits in every process: compiled just now or loaded from the cache, however many threads BLAS has.
+"""Results are the same bits in every process: compiled just now or loaded from the cache, with any number of threads.
 
-Otherwise the first run after an installation, which compiles, could not be replayed bit for bit, nor a run of Companion's
-programs by the command line.
+Otherwise the first run after an installation, which compiles, could not be replayed bit for bit, nor could the run of
+a program of Companion by the command line.
 """
 
 from __future__ import annotations
@@ -115,9 +115,10 @@ def hashes() -> dict[str, str]:
 
 
 def hashes_of_a_new_process(cache: Path, blas_threads: int) -> dict[str, str]:
+    threads = {"NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": str(blas_threads)}
     done = subprocess.run(
         [sys.executable, __file__],
-        env={**os.environ, "NUMBA_CACHE_DIR": str(cache), "NUMBA_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": str(blas_threads)},
+        env={**os.environ, **threads, "NUMBA_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
         check=False,
