@@ -382,5 +382,5 @@ class TestRunning:
         rows = checked(list(_running.MemoryWatch(record, 4.0, 1).entries(lambda share: None)))
         (row,) = rows.values()
         assert row["settings"]["record"] is record
-        assert 3 < row["settings"]["seconds_watched"] < 8
+        assert 3 < row["settings"]["seconds_watched"] < 60
         assert row["settings"]["resident_mb_at_the_end"] > 50

@@ -20,7 +20,7 @@ from semair.hardware.virtual.n210 import VirtualN210
 
 ADDRESS = "127.0.1.10"
 RX0, RX1, TX, FIFO, CONTROL = 49156, 49158, 49157, 49159, 49152
-PATIENCE_S = 5.0
+PATIENCE_S = 60.0
 CONTINUOUS, NOW, CHAIN, STOP = 3 << 29, 1 << 31, 1 << 30, 1 << 28
 
 
