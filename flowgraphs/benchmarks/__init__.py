@@ -65,7 +65,12 @@ def run_area(
         names = [name for measurement in wanted for name in measurement.names]
         for part in only:
             if not any(part in name for name in names):
-                raise ScenarioError(f"{part!r} is in no entry of benchmark {area!r}; its entries: {', '.join(names)}")
+                # Whole names would fill pages: hundreds are made of a few dozen words.
+                words = dict.fromkeys(word for name in names for word in name.split("/"))
+                raise ScenarioError(
+                    f"{part!r} is in no entry of benchmark {area!r}, such as {names[0]}; they are made of: "
+                    f"{', '.join(words)}"
+                )
         wanted = [m for m in wanted if any(_fits(name, only) for name in m.names)]
     return _run(wanted, only, on_progress)
 
