@@ -185,7 +185,9 @@ def run_csi_feedback(
     "semantic-downlink",
     epilog="Examples: semair run semantic-downlink | semair run semantic-downlink -p photos -p cat.jpg | "
     "semair run semantic-downlink -n 50 --set pictures.snr_db=0 --set level=wireless --folder runs/faint | "
-    "semair run semantic-downlink --set pictures.csi=perfect --model lab-swin-rzf+wmmse",
+    "semair run semantic-downlink --set pictures.csi=perfect --model lab-swin-rzf+wmmse | "
+    "semair run semantic-downlink --set pictures.side=128 --set pictures.data_symbols=16 "
+    "--set frame.frame_samples=24576",
 )
 def run_semantic_downlink(
     scenario: Annotated[
