@@ -11,7 +11,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from .common import (
-    INTERRUPTED,
     JsonFlag,
     OverwriteFlag,
     SetOption,
@@ -19,10 +18,9 @@ from .common import (
     err,
     new_folder,
     out,
-    say,
 )
-from .progress import frame_progress, share_progress
-from .runs import run_app
+from .progress import frame_progress
+from .runs import conclude, run_app
 
 _MOST_PICTURES = 500
 
@@ -66,7 +64,6 @@ def run_closed_loop(
     from ..flowgraphs.closed_loop import require_loop
     from ..flowgraphs.closed_loop_run import run_closed_loop as run
     from ..flowgraphs.picture_schedule import read_pictures
-    from ..flowgraphs.report import write_report
 
     overrides = list(settings or [])
     if model is not None:
@@ -88,22 +85,8 @@ def run_closed_loop(
             on_progress=on_progress,
             pictures=given,
         )
-    report_path = None
-    if report:
-        with share_progress("report", quiet=as_json) as on_share:
-            report_path = write_report(place, on_progress=on_share)
-    if as_json:
-        print(json.dumps({"folder": str(place), **result.metrics}))
-    else:
-        show_loop(result.metrics, f"closed loop, scenario {chosen.name}")
-        say(f"run folder  {place}")
-        if record:
-            say(f"replay it   semair replay {place}")
-        if report_path:
-            say(f"report      {report_path}")
-    if result.interrupted:
-        err.print("everything up to here is in the run folder")
-        raise typer.Exit(INTERRUPTED)
+    title = f"closed loop, scenario {chosen.name}"
+    conclude(result, place, lambda: show_loop(result.metrics, title), report=report, record=record, as_json=as_json)
 
 
 def show_loop(metrics: dict[str, Any], title: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,6 +33,7 @@ from .progress import frame_progress, recorder_progress, share_progress, termina
 if TYPE_CHECKING:
     from ..blocks.playback import PlayOptions
     from ..flowgraphs import transmit as sender
+    from ..flowgraphs.link_run import RunResult
 
 CalibrateFlag = Annotated[
     bool,
@@ -110,23 +112,15 @@ def run_random_access(
             role="base" if role == "base" else "both",
             calibrate=calibrate,
         )
-    report_path = _report(place, as_json) if report else None
-    if as_json:
-        print(json.dumps({"folder": str(place), **result.metrics}))
-    else:
+
+    def show() -> None:
         _show_metrics(result.metrics, f"random access, scenario {chosen.name}, detector {chosen.detector.name}")
         if "terminals" in result.metrics:
             _show_terminals(result.metrics["terminals"])
         if calibrate:
             _show_residual(result.folder.calibration)
-        say(f"run folder  {place}")
-        if report_path:
-            say(f"report      {report_path}")
-        if record:
-            say(f"replay it   semair replay {place}")
-    if result.interrupted:
-        err.print("everything up to here is in the run folder")
-        raise typer.Exit(INTERRUPTED)
+
+    conclude(result, place, show, report=report, record=record, as_json=as_json)
 
 
 @run_app.command(
@@ -166,19 +160,8 @@ def run_csi_feedback(
     place = folder or new_folder(chosen.name)
     with frame_progress("frames", quiet=as_json) as on_progress:
         result = run(chosen, place, n_frames=frames, record=record, overwrite=overwrite, on_progress=on_progress)
-    report_path = _report(place, as_json) if report else None
-    if as_json:
-        print(json.dumps({"folder": str(place), **result.metrics}))
-    else:
-        _show_metrics(result.metrics, f"CSI feedback, scenario {chosen.name}, model {chosen.csi.model}")
-        say(f"run folder  {place}")
-        if report_path:
-            say(f"report      {report_path}")
-        if record:
-            say(f"replay it   semair replay {place}")
-    if result.interrupted:
-        err.print("everything up to here is in the run folder")
-        raise typer.Exit(INTERRUPTED)
+    title = f"CSI feedback, scenario {chosen.name}, model {chosen.csi.model}"
+    conclude(result, place, lambda: _show_metrics(result.metrics, title), report=report, record=record, as_json=as_json)
 
 
 @run_app.command(
@@ -240,19 +223,8 @@ def run_semantic_downlink(
             on_progress=on_progress,
             pictures=given,
         )
-    report_path = _report(place, as_json) if report else None
-    if as_json:
-        print(json.dumps({"folder": str(place), **result.metrics}))
-    else:
-        _show_metrics(result.metrics, f"picture downlink, scenario {chosen.name}, model {wanted.model}")
-        say(f"run folder  {place}")
-        if report_path:
-            say(f"report      {report_path}")
-        if record:
-            say(f"replay it   semair replay {place}")
-    if result.interrupted:
-        err.print("everything up to here is in the run folder")
-        raise typer.Exit(INTERRUPTED)
+    title = f"picture downlink, scenario {chosen.name}, model {wanted.model}"
+    conclude(result, place, lambda: _show_metrics(result.metrics, title), report=report, record=record, as_json=as_json)
 
 
 def _run_terminals(chosen: Any, folder: Path | None, frames: int | None, overwrite: bool, as_json: bool) -> None:
@@ -697,6 +669,34 @@ def _show_residual(path: Path) -> None:
         f"calibrated  at worst {worst['delay_samples']:.3f} samples, {worst['phase_deg']:.2f} degrees and "
         f"{worst['gain_db']:.2f} dB are left between the chains; {path}"
     )
+
+
+def conclude(
+    result: RunResult, place: Path, show: Callable[[], None], *, report: bool, record: bool, as_json: bool
+) -> None:
+    """Write a run's report, print what it measured and left, and end with the code of an interruption after one.
+
+    Args:
+        result: of the run.
+        place: its folder.
+        show: prints what was measured, where it is not printed as JSON.
+        report: whether to write one.
+        record: whether samples were kept.
+        as_json: print JSON and nothing else.
+    """
+    report_path = _report(place, as_json) if report else None
+    if as_json:
+        print(json.dumps({"folder": str(place), **result.metrics}))
+    else:
+        show()
+        say(f"run folder  {place}")
+        if report_path:
+            say(f"report      {report_path}")
+        if record:
+            say(f"replay it   semair replay {place}")
+    if result.interrupted:
+        err.print("everything up to here is in the run folder")
+        raise typer.Exit(INTERRUPTED)
 
 
 def _report(folder: Path, quiet: bool) -> Path:

@@ -206,7 +206,7 @@ class Machine:
         """Path of a program."""
         return shutil.which(name)
 
-    def library(self, name: str) -> str | None:
+    def shared_library(self, name: str) -> str | None:
         """File name of a shared library, e.g. libiio.so.0."""
         return ctypes.util.find_library(name)
 
@@ -542,7 +542,7 @@ def _dependencies(machine: Machine) -> Verdict:
 @check("libiio")
 def _libiio(machine: Machine) -> Verdict:
     """Whether libiio and its Python binding are of the same generation."""
-    binding, library = machine.version("pylibiio"), machine.library("iio")
+    binding, library = machine.version("pylibiio"), machine.shared_library("iio")
     have = f"{library or 'no libiio'}, {f'pylibiio {binding}' if binding else 'no pylibiio'}"
     if binding is None:
         return Verdict("ok", f"{have}; only the Python tools of ADALM-Pluto and other AD936x need pylibiio")

@@ -216,6 +216,8 @@ class TrainingRun(Generic[ConfigT, NetworkT]):
     """What the run depends on beside its configuration, in plain values; a checkpoint of another one is refused."""
 
     def __init__(self, config: ConfigT, place: Path, device: torch.device, minutes: float | None) -> None:
+        if minutes is not None and not minutes > 0:
+            raise ScenarioError(f"minutes={minutes:g}: a positive time")
         self.config, self.place, self.device, self.minutes = config, place, device, minutes
         self.network = self.build().to(device).train()
         matrices = [p for p in self.network.parameters() if p.dim() >= 2]

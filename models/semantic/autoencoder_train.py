@@ -161,8 +161,6 @@ def train(
         StorageError: the folder cannot be written.
     """
     where = checked_device(device)
-    if minutes is not None and not minutes > 0:
-        raise ScenarioError(f"minutes={minutes:g}: a positive time")
     run = AutoencoderTraining(config, Path(folder), where, minutes)
     return sit(run, resume, overwrite, on_progress, command or f"semair train semantic --config {config.name}")
 

@@ -173,8 +173,6 @@ def train(
     """
     place = Path(folder)
     where = checked_device(device)
-    if minutes is not None and not minutes > 0:
-        raise ScenarioError(f"minutes={minutes:g}: a positive time")
     run = TrainingRun(config, place, where, minutes)
     return sit(run, resume, overwrite, on_progress, command or f"semair train uad --config {config.name}")
 

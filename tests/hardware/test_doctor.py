@@ -82,7 +82,7 @@ class OtherMachine(Machine):
     def program(self, name):
         return self.facts["programs"].get(name)
 
-    def library(self, name):
+    def shared_library(self, name):
         assert name == "iio"
         return self.facts["library"]
 
