@@ -26,6 +26,7 @@ from .link_run import (
     ReplayResult,
     RunResult,
     beacon_sink,
+    codec_play,
     compare_rows,
     drive,
     held_rows,
@@ -423,14 +424,10 @@ def replay_run(
     scenario = live.scenario()
     wanted = require_csi(scenario)
     live_run = live.read_json(live.run_json)
-    if options:
-        raise ScenarioError(f"options {', '.join(options)}: a codec has none; leave them out")
+    play, as_it_was = codec_play(play, options)
     same = detector is None or detector == wanted.model
     if not same:
         scenario = scenario.model_copy(update={"csi": wanted.model_copy(update={"model": detector})})
-    play, as_it_was = play or PlayOptions(), play in (None, PlayOptions())
-    if play.turns > 1 and play.frame_samples is None:
-        raise ScenarioError("--loop needs the length and the begin of a frame; give --frame and --frame-start")
     codec = make_codec(scenario)
     if same and as_it_was and live_run.get("model") != model_facts(codec):
         raise ModelError(

@@ -9,7 +9,7 @@ import numpy as np
 from ..blocks.waveforms.feedback import PartFlag
 from ..blocks.waveforms.sounding import aligned, from_delay_angle, to_delay_angle
 from ..models.statistics import Interval, mean_ci95
-from .metrics import matched, spread, synchronisation
+from .metrics import latencies, matched, percentiles, spread, synchronisation
 from .runfolder import RunFolder, unpack_users
 from .scenario import Scenario
 
@@ -46,7 +46,7 @@ def csi_metrics(
     metrics: dict[str, Any] = {
         "kind": "csi-feedback",
         "counts": counts,
-        "latency_ms": csi_latencies(decisions),
+        "latency_ms": latencies(decisions),
         "flagged": {
             flag.name.lower(): int(np.count_nonzero(decisions["flags"] & flag)) for flag in PartFlag if flag.name
         },
@@ -214,35 +214,3 @@ def ratio_in_db(values: np.ndarray, others: np.ndarray) -> list[float]:
     half = 10 / np.log(10) * (apart.high - apart.low) / 2
     centre = float(10 * np.log10(ratio))
     return list(Interval(centre, centre - half, centre + half))
-
-
-def csi_latencies(decisions: np.ndarray) -> dict[str, dict[str, float]]:
-    """Host time that decisions spent in each stage, in milliseconds: median, 99th percentile and maximum."""
-    return {name: percentiles(values) for name, values in csi_latencies_ms(decisions).items() if len(values)}
-
-
-def csi_latencies_ms(decisions: np.ndarray) -> dict[str, np.ndarray]:
-    """Host time that each decision spent in each stage, in milliseconds.
-
-    synchronise: from the arrival of the frame's first sample to its tag; cut: to the complete slot; receive: its
-    demodulation and combining; queue: waiting for the decoder; decode: its computation; total: all of it.
-    """
-    ms = 1e-6
-    receive, decode = decisions["receive_s"] * 1e3, decisions["decode_s"] * 1e3
-    return {
-        "synchronise": (decisions["tagged_ns"] - decisions["heard_ns"]) * ms,
-        "cut": (decisions["cut_ns"] - decisions["tagged_ns"]) * ms,
-        "receive": receive,
-        "queue": (decisions["decided_ns"] - decisions["cut_ns"]) * ms - receive - decode,
-        "decode": decode,
-        "total": (decisions["decided_ns"] - decisions["heard_ns"]) * ms,
-    }
-
-
-def percentiles(values: np.ndarray) -> dict[str, float]:
-    """Median, 99th percentile and maximum."""
-    return {
-        "p50": float(np.percentile(values, 50)),
-        "p99": float(np.percentile(values, 99)),
-        "max": float(values.max()),
-    }

@@ -372,6 +372,20 @@ def drive(
     return Driven(folder, playback, {**counts(flowgraph), "interrupted": interrupted, "wall_s": wall_s})
 
 
+def codec_play(play: PlayOptions | None, options: dict[str, Any] | None) -> tuple[PlayOptions, bool]:
+    """How a replay by a codec plays its recording, and whether that is all of it as it was recorded.
+
+    Raises:
+        ScenarioError: options, of which codecs have none; or a loop without the place of its frames.
+    """
+    if options:
+        raise ScenarioError(f"options {', '.join(options)}: a codec has none; leave them out")
+    chosen = play or PlayOptions()
+    if chosen.turns > 1 and chosen.frame_samples is None:
+        raise ScenarioError("--loop needs the length and the begin of a frame; give --frame and --frame-start")
+    return chosen, chosen == PlayOptions()
+
+
 def held_rows(rows: np.ndarray, used_samples: int, playback: Playback) -> np.ndarray:
     """Live decisions on frames that a recording holds whole.
 

@@ -147,31 +147,41 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 
 def stage_latencies_ms(decisions: np.ndarray) -> dict[str, np.ndarray]:
-    """Host time that each decision spent in each stage, in milliseconds; (rows,) per stage.
+    """Host time that each decision of any link spent in each stage, in milliseconds; float64 (rows,) per stage.
 
-    synchronise: from the arrival of the frame's first sample to its tag; cut: to the demodulated slot;
-    queue: waiting for the detector; detect: its computation; total: all of it.
+    synchronise: from the arrival of the frame's first sample to its tag; cut: to the slot; receive: its demodulation,
+    where it is timed apart from that; queue: waiting for what decides; detect or decode: its computation; total: all.
     """
     ms = 1e-6
-    detect = decisions["detect_s"] * 1e3
+    names = decisions.dtype.names or ()
+    work = {
+        stage: np.asarray(decisions[f"{stage}_s"] * 1e3, float)
+        for stage in ("receive", "detect", "decode")
+        if f"{stage}_s" in names
+    }
+    busy = np.sum(list(work.values()), axis=0)
+    before = {"receive": work.pop("receive")} if "receive" in work else {}
     return {
         "synchronise": (decisions["tagged_ns"] - decisions["heard_ns"]) * ms,
         "cut": (decisions["cut_ns"] - decisions["tagged_ns"]) * ms,
-        "queue": (decisions["decided_ns"] - decisions["cut_ns"]) * ms - detect,
-        "detect": detect,
+        **before,
+        "queue": (decisions["decided_ns"] - decisions["cut_ns"]) * ms - busy,
+        **work,
         "total": (decisions["decided_ns"] - decisions["heard_ns"]) * ms,
     }
 
 
 def latencies(decisions: np.ndarray) -> dict[str, dict[str, float]]:
-    """Median, 99th percentile and maximum per stage."""
+    """Median, 99th percentile and maximum per stage, in milliseconds."""
     if not len(decisions):
         return {}
+    return {stage: percentiles(values) for stage, values in stage_latencies_ms(decisions).items()}
+
+
+def percentiles(values: np.ndarray) -> dict[str, float]:
+    """Median, 99th percentile and maximum."""
     return {
-        stage: {
-            "p50": float(np.percentile(values, 50)),
-            "p99": float(np.percentile(values, 99)),
-            "max": float(values.max()),
-        }
-        for stage, values in stage_latencies_ms(decisions).items()
+        "p50": float(np.percentile(values, 50)),
+        "p99": float(np.percentile(values, 99)),
+        "max": float(values.max()),
     }

@@ -13,8 +13,8 @@ from ..errors import SemairError
 from . import plots
 from . import report_sections as build
 from .csi_feedback_run import CHANNELS, ESTIMATES, csi_pictures, make_codec
-from .csi_metrics import csi_latencies_ms, judge_frames
-from .metrics import matched
+from .csi_metrics import judge_frames
+from .metrics import matched, stage_latencies_ms
 from .report_data import Run
 from .runfolder import unpack_users
 
@@ -325,7 +325,7 @@ def _latency(run: Run) -> dict[str, Any]:
         "estimate": "at the user: CSI from the sounding slot",
         "encode": "at the user: computation of the encoder",
     }
-    stages = {name: np.asarray(values, float) for name, values in csi_latencies_ms(run.decisions).items()}
+    stages = stage_latencies_ms(run.decisions)
     if run.info.get("channel_replay"):
         # Slots were put together, not waited for.
         stages = {name: stages[name] for name in ("receive", "decode")}

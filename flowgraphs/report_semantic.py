@@ -15,9 +15,10 @@ from ..blocks.waveforms.picture_frame import on_data_subcarriers
 from ..errors import SemairError
 from . import plots
 from . import report_sections as build
+from .metrics import stage_latencies_ms
 from .report_data import Run
 from .semantic_downlink_run import make_picture_codec, picture_model_facts
-from .semantic_metrics import CHANNELS, JUDGED, SENT, judge_pictures, picture_latencies_ms
+from .semantic_metrics import CHANNELS, JUDGED, SENT, judge_pictures
 
 _SHOWN = 24
 _ROWS = (
@@ -347,7 +348,7 @@ def _latency(run: Run) -> dict[str, Any]:
         "total": "all of it",
         "transmit": "at the base station: coding and precoding the pictures of all users",
     }
-    stages = {name: np.asarray(values, float) for name, values in picture_latencies_ms(run.decisions).items()}
+    stages = stage_latencies_ms(run.decisions)
     if run.truth is not None and not run.is_replay:
         stages["transmit"] = run.truth["transmit_s"] * 1e3
     return build.shared_latencies(run, stages, meaning, "decoder")

@@ -26,6 +26,7 @@ from .link_run import (
     Progress,
     ReplayResult,
     RunResult,
+    codec_play,
     compare_rows,
     drive,
     held_rows,
@@ -434,15 +435,11 @@ def replay_run(
     scenario = live.scenario()
     wanted = require_pictures(scenario)
     live_run = live.read_json(live.run_json)
-    if options:
-        raise ScenarioError(f"options {', '.join(options)}: a codec has none; leave them out")
+    play, as_it_was = codec_play(play, options)
     if detector not in (None, wanted.model):
         raise ScenarioError(
             f"--detector {detector}: pictures are decoded by the weights that coded them, {wanted.model}; leave it out"
         )
-    play, as_it_was = play or PlayOptions(), play in (None, PlayOptions())
-    if play.turns > 1 and play.frame_samples is None:
-        raise ScenarioError("--loop needs the length and the begin of a frame; give --frame and --frame-start")
     codecs = [make_picture_codec(scenario) for _ in range(scenario.n_users)]
     facts = picture_model_facts(scenario, codecs[0])
     if as_it_was and live_run.get("model") != facts:

@@ -10,8 +10,7 @@ from ..blocks.picture_transmitter import Served
 from ..blocks.waveforms.picture_frame import on_data_subcarriers
 from ..blocks.waveforms.sounding import aligned
 from ..models.statistics import mean_ci95
-from .csi_metrics import percentiles
-from .metrics import spread
+from .metrics import latencies, percentiles, spread
 from .runfolder import RunFolder
 from .scenario import Scenario
 
@@ -219,9 +218,7 @@ def semantic_metrics(
     metrics: dict[str, Any] = {
         "kind": "semantic-downlink",
         "counts": counts,
-        "latency_ms": {
-            name: percentiles(values) for name, values in picture_latencies_ms(decisions).items() if len(values)
-        },
+        "latency_ms": latencies(decisions),
         "flagged": {},
     }
     if not source.truth.is_file():
@@ -300,24 +297,6 @@ def quality_figures(judged: np.ndarray) -> dict[str, Any]:
         figures["chain_loss_db"] = over_frames(judged["symbol_psnr_db"] - judged["psnr_db"])
         figures["true_sinr_db"] = spread(judged["true_sinr_db"])
     return figures
-
-
-def picture_latencies_ms(decisions: np.ndarray) -> dict[str, np.ndarray]:
-    """Host time that each picture spent in each stage of its user, in milliseconds.
-
-    synchronise: from the arrival of the frame's first sample to its tag; cut: to the complete slot; receive: its
-    demodulation; queue: waiting for the decoder; decode: its computation; total: all of it.
-    """
-    ms = 1e-6
-    receive, decode = decisions["receive_s"] * 1e3, decisions["decode_s"] * 1e3
-    return {
-        "synchronise": (decisions["tagged_ns"] - decisions["heard_ns"]) * ms,
-        "cut": (decisions["cut_ns"] - decisions["tagged_ns"]) * ms,
-        "receive": receive,
-        "queue": (decisions["decided_ns"] - decisions["cut_ns"]) * ms - receive - decode,
-        "decode": decode,
-        "total": (decisions["decided_ns"] - decisions["heard_ns"]) * ms,
-    }
 
 
 def _synchronisation(decisions: np.ndarray, truth: np.ndarray, source: RunFolder) -> dict[str, Any]:
